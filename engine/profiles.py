@@ -11,9 +11,10 @@ import msgspec
 import platformdirs
 import tomli
 
-from engine.errors import FormatError, ProfileError
+from engine.errors import FormatError, ProfileError, UsageError
 from engine.formats.grammar import parse_format
-from engine.protocol import Settings
+from engine.protocol import CACHE_BITS, Settings
+from engine.workers.asked import parse_workers
 
 DEFAULT_PROFILE = "standard"
 
@@ -34,6 +35,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     calib_tokens: int
     sigma: float
     unserved: bool = False
+    workers: str = ""
+    context: int = 0
+    batch: int = 1
+    cache_bits: int = 16
     fps: int
     nice: int
     idle_minutes: int = 10
@@ -56,6 +61,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "calib_tokens": self.calib_tokens,
             "sigma": self.sigma,
             "unserved": self.unserved,
+            "workers": self.workers,
+            "context": self.context,
+            "batch": self.batch,
+            "cache_bits": self.cache_bits,
         }
         chosen.update({key: value for key, value in given.items() if value is not None})
         return Settings(**chosen)
@@ -81,6 +90,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "draws": (1, 64),
     "calib_tokens": (2, 1 << 40),
     "sigma": (0.5, 100),
+    "context": (0, 1 << 30),
+    "batch": (1, 1 << 20),
     "fps": (1, 60),
     "nice": (0, 19),
     "idle_minutes": (1, 100_000),
@@ -216,6 +227,13 @@ def _checked(path: Path, profile: str, key: str, value: object) -> object:
         low, high = RANGES[key]
         if not low <= found <= high:
             raise ProfileError(f"{where} is {found}, expected {low} to {high}")
+    if key == "workers":
+        try:
+            parse_workers(str(found))
+        except UsageError as error:
+            raise ProfileError(f"{where}: {error}") from error
+    if key == "cache_bits" and found not in CACHE_BITS:
+        raise ProfileError(f"{where} is {found}, expected 16, 8 or 4")
     for format in found if isinstance(found, tuple) else ():
         _check_format(where, format)
     return found

@@ -69,7 +69,10 @@ ACTIONS: tuple[Action, ...] = (
     Action("back", "apostrophe", "Back to the layer before", "Move", words="return jump"),
     Action("order", "o", "Sort by a column", "Move", "sort", rank=110, place=90, words="rank"),
     Action("reverse", "O", "Reverse the order", "Move", words="sort ascending descending"),
-    Action("expand", "enter", "Expand a fused row", "Move", words="experts open"),
+    Action(
+        "expand", "enter", "Expand; take the verdict", "Move",
+        words="experts fused open recommended recipe mix",
+    ),
     Action(
         "filter", "slash", "Filter the rows", "Select", "filter", rank=40, place=20,
         words="search find grep",

@@ -61,6 +61,7 @@ def test_a_new_profile_stands_on_standard(own: Path) -> None:
         ('[standard.keys]\n4 = "int44"\n', r"`keys\.4`.*int44"),
         ('[mine]\nformats = ["int4", "nint8"]\n', r"\[mine\] `formats`.*nint8"),
         ('[mine]\nformats = "int4"\n', r"\[mine\] `formats`.*array"),
+        ("[mine]\ncache_bits = 5\n", r"\[mine\] `cache_bits` is 5, expected 16, 8 or 4"),
         ("[mine]\nfps = 0\n", r"\[mine\] `fps` is 0, expected 1 to 60"),
         ("[mine]\nnice = true\n", r"\[mine\] `nice`"),
         ("[mine]\nsigma = nan\n", r"\[mine\] `sigma`"),

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from engine import protocol as p
 from engine.diagnosis.finding import ORDER, Finding
+from engine.diagnosis.paired import Paired, paired
 from engine.diagnosis.thresholds import Thresholds, thresholds
 from engine.session import Session
 
-ERRORS = 2.0
-"""Standard errors of a difference that is no chance."""
+
+class Against(NamedTuple):
+    """The KL of a set less that of another score on the same text."""
+
+    other: p.CalibrationScore
+    kl: Paired
+    """Nats per token."""
 
 
 def calibration_findings(session: Session, key: p.CalibratedKey) -> list[Finding]:
@@ -33,32 +40,55 @@ def calibration_findings(session: Session, key: p.CalibratedKey) -> list[Finding
     return sorted(found, key=lambda each: ORDER[each.severity])
 
 
-def difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error of ``one − other``, window by window; nan where they do not match."""
-    count = len(one)
-    if count < 2 or count != len(other):
-        return math.nan, math.nan
-    apart = [a - b for a, b in zip(one, other, strict=True)]
-    mean = math.fsum(apart) / count
-    variance = math.fsum((each - mean) ** 2 for each in apart) / (count - 1)
-    return mean, math.sqrt(variance / count)
-
-
 def best_sets(session: Session, method: str, text: str) -> list[p.CalibrationScore]:
     """The best set on a text, and all that differ from it by no more than chance."""
+    scores = _scores(session, method, text)
+    return [each for each in scores if not paired(each.kls, scores[0].kls).above]
+
+
+def above_best(session: Session, score: p.CalibrationScore) -> Against | None:
+    """How much KL a set has above the best on its text; None for the best itself."""
+    return _above(score, _scores(session, score.method, score.text)[:1])
+
+
+def above_rival(session: Session, score: p.CalibrationScore) -> Against | None:
+    """The same above the best set of as many samples of the same length; None without another."""
+    cut = (score.seq_len, score.samples)
+    scores = _scores(session, score.method, score.text)
+    return _above(score, [each for each in scores if (each.seq_len, each.samples) == cut][:1])
+
+
+def above_more(session: Session, score: p.CalibrationScore) -> Against | None:
+    """How much KL the next smaller number of samples of the set has above this; None without one.
+
+    The interval says whether more samples help still. Both are on the same windows of the text, but
+    the samples are one draw: what another draw would give is not in it.
+    """
+    fewer = [
+        each
+        for each in _scores(session, score.method, score.text)
+        if (each.set, each.seq_len) == (score.set, score.seq_len) and each.samples < score.samples
+    ]
+    if score.part or not fewer:
+        return None
+    before = max(fewer, key=lambda each: each.samples)
+    return Against(before, paired(before.kls, score.kls))
+
+
+def _scores(session: Session, method: str, text: str) -> list[p.CalibrationScore]:
+    """All whole sets on a text, the best first."""
     scores = [
         score
         for key, score in session.calibrating.scores.items()
         if key.method == method and key.text == text and not key.part and math.isfinite(score.kl)
     ]
-    scores.sort(key=lambda score: score.kl)
-    return [each for each in scores if not _worse(each, scores[0])]
+    return sorted(scores, key=lambda score: score.kl)
 
 
-def _worse(one: p.CalibrationScore, other: p.CalibrationScore) -> bool:
-    """Whether a set is worse than another by more than chance."""
-    mean, se = difference(one.kls, other.kls)
-    return mean > ERRORS * se
+def _above(score: p.CalibrationScore, best: list[p.CalibrationScore]) -> Against | None:
+    if score.part or not best or best[0].key == score.key:
+        return None
+    return Against(best[0], paired(score.kls, best[0].kls))
 
 
 def _of_no_method(key: p.CalibratedKey) -> p.CalibratedKey:
@@ -154,8 +184,9 @@ def _moves(session: Session, score: p.CalibrationScore, limits: Thresholds) -> I
     if len(one.kls) != len(other.kls):
         return
     half = [(a + b) / 2 for a, b in zip(one.kls, other.kls, strict=True)]
-    gain, se = difference(half, score.kls)
-    if gain > ERRORS * se and gain > limits.still_moves * score.kl:
+    raised = paired(half, score.kls)
+    gain, se = raised.mean, raised.se
+    if raised.above and gain > limits.still_moves * score.kl:
         yield Finding(
             id="too-few-samples",
             severity="warning",
@@ -163,8 +194,9 @@ def _moves(session: Session, score: p.CalibrationScore, limits: Thresholds) -> I
             f"{se / score.kl:.0%}): more samples would lower it further",
             evidence={"gain": gain, "gain_se": se},
         )
-    apart, se = difference(one.kls, other.kls)
-    if abs(apart) > ERRORS * se and abs(apart) > limits.still_moves * score.kl:
+    between = paired(one.kls, other.kls)
+    apart, se = between.mean, between.se
+    if abs(apart) > between.half and abs(apart) > limits.still_moves * score.kl:
         yield Finding(
             id="halves-differ",
             severity="note",
@@ -180,26 +212,17 @@ def _whole(key: p.CalibratedKey) -> p.CalibratedKey:
 
 def _other_domain(session: Session, score: p.CalibrationScore) -> Iterator[Finding]:
     """Another set of as many samples that does better, by more than chance."""
-    key = score.key
-    rivals = [
-        other
-        for known, other in session.calibrating.scores.items()
-        if (known.method, known.text, known.part) == (key.method, key.text, "")
-        and (known.seq_len, known.samples) == (key.seq_len, key.samples)
-        and known.set != key.set
-    ]
-    best = min(rivals, key=lambda other: other.kl, default=None)
-    if key.part or best is None or not score.kl > 0:
+    found = above_rival(session, score)
+    if found is None or not score.kl > 0 or not found.kl.above or found.other.set == score.set:
         return
-    lost, se = difference(score.kls, best.kls)
-    if lost > ERRORS * se:
-        yield Finding(
-            id="worse-set",
-            severity="note",
-            sentence=f"{best.set} gives {lost / score.kl:.0%} less KL (± {se / score.kl:.0%}) "
-            "with as many samples",
-            evidence={"lost": lost, "lost_se": se},
-        )
+    lost, se = found.kl.mean, found.kl.se
+    yield Finding(
+        id="worse-set",
+        severity="note",
+        sentence=f"{found.other.set} gives {lost / score.kl:.0%} less KL (± {se / score.kl:.0%}) "
+        "with as many samples",
+        evidence={"lost": lost, "lost_se": se},
+    )
 
 
 def _times(logarithm: float) -> str:

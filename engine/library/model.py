@@ -19,6 +19,7 @@ from engine.errors import EngineError, UsageError
 from engine.export.target import target_named
 from engine.library.diagnosis import DiagnoseResult
 from engine.library.results import (
+    CalibrationResult,
     ComparisonResult,
     EvaluationResult,
     ExportResult,
@@ -36,7 +37,9 @@ WAIT = 0.2
 
 Recipe = str | Path | Mapping[str, str]
 """The name of a built-in recipe, a recipe file, or formats by layer name."""
-OfRecipe = TypeVar("OfRecipe", p.Evaluate, p.Export, p.MeasureErrors, p.FindSymptoms)
+OfRecipe = TypeVar(
+    "OfRecipe", p.Evaluate, p.Export, p.MeasureErrors, p.FindSymptoms, p.MeasureTexts
+)
 R = TypeVar("R", bound=Result[Any])
 
 
@@ -167,20 +170,32 @@ class Model:
         return self._run(DiagnoseResult(self, command, to=to))
 
     def evaluate(
-        self, recipe: Recipe | None = None, *, format: str | None = None
+        self,
+        recipe: Recipe | None = None,
+        *,
+        format: str | None = None,
+        texts: Sequence[str | Path] = (),
     ) -> EvaluationResult:
         """Perplexity and KL of a recipe, against the unchanged model.
 
         Args:
             recipe: the name of a built-in recipe, a recipe file, or formats by layer name.
             format: of the body layers that the recipe does not name.
+            texts: other texts to score it on beside the model's evaluation text, each as a whole
+                and by position in its windows: `document.texts`. The whole model must be in memory.
 
         Raises:
             UsageError: neither is given, or the recipe cannot be read.
             FormatError: a format does not parse.
         """
+        name = _name(recipe, format)
+        if texts:
+            on = tuple(map(_absolute, texts))
+            several = p.MeasureTexts(texts=on, format=format or "kept")
+            several = self._of_recipe(several, recipe, format)
+            return self._run(EvaluationResult(self, several, name=name))
         command = self._of_recipe(p.Evaluate(format=format or "kept"), recipe, format)
-        return self._run(EvaluationResult(self, command, name=_name(recipe, format)))
+        return self._run(EvaluationResult(self, command, name=name))
 
     def compare(
         self, *finished: str | Path, score: bool = True, restore: int = 0
@@ -195,6 +210,43 @@ class Model:
         """
         paths = tuple(str(each) for each in finished)
         return self._run(ComparisonResult(self, p.Compare(paths, score=score, restore=restore)))
+
+    def calibrate(
+        self,
+        sets: Sequence[str | Path],
+        *,
+        method: str = "int4-g128+gptq",
+        samples: Sequence[int] = (),
+        seq_lens: Sequence[int] = (),
+        texts: Sequence[str | Path] = (),
+        measure: bool = True,
+        halves: bool = True,
+    ) -> CalibrationResult:
+        """Calibration sets, by what a method makes of them on texts that none of them holds.
+
+        Args:
+            sets: names of sets, files, folders, datasets, ``random``, ``own`` or ``eval``.
+            method: a format whose methods use calibration text, of every layer of the body.
+            samples: windows of each set; a quarter, half and all of ``calib_tokens`` if empty.
+            seq_lens: tokens of each window; the evaluation's if empty.
+            texts: to judge the sets on; the model's evaluation text if empty.
+            measure: False only checks the sets, and quantises nothing.
+            halves: whether halves of each set are scored too.
+
+        Raises:
+            FormatError: the method does not parse.
+            JobError: a set has no such name, or the method uses no calibration text.
+        """
+        command = p.Calibrate(
+            sets=tuple(map(str, sets)),
+            method=method,
+            samples=tuple(samples),
+            seq_lens=tuple(seq_lens),
+            texts=tuple(map(str, texts)),
+            measure=measure,
+            halves=halves,
+        )
+        return self._run(CalibrationResult(self, command))
 
     def symptoms(
         self,

@@ -233,7 +233,7 @@ class EvaluationResult(Result[schema.EvalDocument]):
 
     yields = (p.RecipeScore,)
 
-    def __init__(self, model: Source, command: p.Evaluate, *, name: str) -> None:
+    def __init__(self, model: Source, command: p.Evaluate | p.MeasureTexts, *, name: str) -> None:
         super().__init__(model, command)
         self._name = name
         self._recipe = ""
@@ -287,6 +287,31 @@ class ComparisonResult(Result[schema.CompareDocument]):
             whole = {"checkpoint": artefact["name"]}
             rows += [whole | layer for layer in artefact["layers"]]
         return rows
+
+
+class CalibrationResult(Result[schema.CalibrateDocument]):
+    """Calibration sets compared. Iterating yields `CalibrationCheck`, `CalibrationScore` facts, and
+    `Progress`."""
+
+    yields = (p.CalibrationCheck, p.CalibrationScore, p.Progress)
+
+    def __init__(self, model: Source, command: p.Calibrate) -> None:
+        super().__init__(model, command)
+        self._method = str(parse_format(command.method))
+
+    def _is_mine(self, fact: p.CalibrationCheck | p.CalibrationScore) -> bool:
+        return isinstance(fact, p.CalibrationCheck) or fact.method == self._method
+
+    def _make(self, job: Job) -> schema.CalibrateDocument:
+        return documents.calibrate_document(self._model.session, job)
+
+    def _parts(self, document: dict[str, Any]) -> list[dict[str, Any]]:
+        """One row for every number of samples of a set on a text."""
+        return [
+            {key: value for key, value in part.items() if key != "texts"} | judged
+            for part in document["sets"]
+            for judged in part["texts"]
+        ]
 
 
 class SymptomsResult(Result[schema.SymptomsDocument]):

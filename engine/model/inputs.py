@@ -111,11 +111,49 @@ def watch_all(
     Raises:
         Preempted: ``should_stop`` said so; some layers have been passed already.
     """
-    layers = [n for n, layer in network.layers.items() if layer.role != "embedding"]
-    names = [name for name in layers if _why_fused(network, name) is None]
-    outputs = _watching_outputs(network, names, take_output, take_module)
-    with watching(network, names, take), outputs, torch.no_grad():
-        _run_to_head(network, ids, None)
+    regions = range(-1, len(network.blocks) + 1)
+    with watching_all(network, regions, take, take_output, take_module):
+        run_to_head(network, ids, None)
+
+
+@contextmanager
+def watching_all(
+    network: Network,
+    regions: range,
+    take: Take,
+    take_output: Call,
+    take_module: TakeModule | None = None,
+) -> Iterator[None]:
+    """Inside, forwards pass what the layers of some regions are given and return.
+
+    Args:
+        regions: -1 is what lies before the blocks, their number what follows them.
+        network, take, take_output, take_module: as of :func:`watch_all`.
+    """
+    names = [
+        name
+        for name, layer in network.layers.items()
+        if layer.role != "embedding"
+        and layer.acts_in(regions)
+        and _why_fused(network, name) is None
+    ]
+    with (
+        watching(network, names, take),
+        _watching_outputs(network, names, take_output, take_module),
+        torch.no_grad(),
+    ):
+        yield
+
+
+@torch.no_grad()
+def run_to_head(network: Network, ids: Tensor, state: Tensor | None) -> None:
+    """Run the model until its head is called; from the last block's output, if it is given.
+
+    Raises:
+        Preempted: ``should_stop`` said so.
+    """
+    forwards = None if state is None else network.resuming(len(network.blocks), state)
+    _run_to_head(network, ids, forwards)
 
 
 @contextmanager

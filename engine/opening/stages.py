@@ -22,14 +22,16 @@ from engine.checkpoint import (
     remarks,
 )
 from engine.demo import DEMO_PATH
-from engine.errors import CheckpointError, few
+from engine.errors import CheckpointError, ProfileError, few
 from engine.model.config import refuse_not_causal, refuse_other_models
 from engine.model.known_models import why_unknown
 from engine.model.source import resolve_model
+from engine.profiles import load_profile
 from engine.service.in_thread import in_thread
 from engine.service.jobs import Outcome, Steps
-from engine.service.process import without_collecting
+from engine.service.process import is_own_process, without_collecting
 from engine.store import keys
+from engine.workers.asked import parse_workers
 from engine.workspace import Loaded, Opened, Workspace
 from engine.workspace.opened import row_bits
 
@@ -111,6 +113,7 @@ def _load_model(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
     """Load the model, and cut the evaluation text into windows."""
     begun = time.perf_counter()
     network = yield from _load_network(opened)
+    _divide_threads(opened.settings, network)
     text, windows = yield from _cut_windows(opened, network)
     from engine.measure.evaluation.divergence import MeanWithError
     from engine.model.fold_groups import fold_groups
@@ -171,10 +174,20 @@ def _load_model(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
         load_s=loaded.load_s,
         interval_factor=MeanWithError(0.0, 1.0, windows.count).half(),
         memory=sum(t.numel() * t.element_size() for t in network.model.parameters()),
+        reading_s=network.reading_s,
         why_not_folded=why_not_folded,
         why_not_gathered=why_not_gathered_of(network),
     )
     return loaded
+
+
+def _divide_threads(settings: p.Settings, network: Network) -> None:
+    """Leave workers on this processor their share of it."""
+    import torch
+
+    processes = parse_workers(settings.workers).processes
+    if network.device.type == "cpu" and processes > 1 and is_own_process():
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
 
 
 def _load_network(opened: Opened) -> Generator[p.AnyEvent | None, None, Network]:
@@ -232,7 +245,7 @@ def _cut_windows(
     for sentence in notices:
         yield p.Notice("warning", sentence)
     yield p.Stage("cutting windows", 0, 1)
-    seq_len, why = _window_length(network.config, settings.seq_len)
+    seq_len, why = _window_length(network.config, settings)
     if why:
         yield p.Notice("info", why)
     with quiet():  # the tokenizer warns of texts longer than the model's window; we cut them
@@ -282,7 +295,8 @@ def _with_and_without(network: Network, ids: Sequence[int], bos: int) -> tuple[f
             with network.at_hand(stretch):
                 for lane in lanes:
                     lane.advance(stretch.stop)
-        whole = [network.logits(lane.ids, lane.reached(), slice(None)) for lane in lanes]
+        with network.at_hand([len(network.blocks)]):  # the head
+            whole = [network.logits(lane.ids, lane.reached(), slice(None)) for lane in lanes]
     else:
         whole = [network.run(window, None) for window in windows]
     found = [
@@ -292,12 +306,22 @@ def _with_and_without(network: Network, ids: Sequence[int], bos: int) -> tuple[f
     return found[0], found[1]
 
 
-def _window_length(config: Any, asked: int) -> tuple[int, str]:
-    """Tokens in a window, and a sentence if the model takes fewer than requested."""
+def _window_length(config: Any, settings: p.Settings) -> tuple[int, str]:
+    """Tokens in a window, and a sentence if the model takes fewer than were asked for."""
+    asked = settings.seq_len
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if isinstance(longest, int) and 2 <= longest < asked:
-        return longest, f"windows of {longest} tokens: the model takes no more ({asked} requested)"
+        said = f"windows of {longest} tokens, the longest that the model takes"
+        return longest, said + (f", instead of {asked}" if _by_hand(settings) else "")
     return asked, ""
+
+
+def _by_hand(settings: p.Settings) -> bool:
+    """Whether the length of windows is another than the profile's."""
+    try:
+        return settings.seq_len != load_profile(settings.profile).seq_len
+    except ProfileError:
+        return True
 
 
 def _renamed_layers(opened: Opened, network: Network) -> p.LayersListed | None:

@@ -15,9 +15,6 @@ from engine.recipes.changes import canonical
 from engine.service.jobs import Context, JobSpec, Steps
 from engine.workspace import Loaded, Opened, Workspace, needs
 
-CACHE_BITS = (16, 8, 4)
-"""Bits that a cached number may have."""
-
 
 def _accepted(context: Context[Workspace], command: p.Plan) -> p.Plan:
     budget, session = command.budget, context.session
@@ -26,7 +23,7 @@ def _accepted(context: Context[Workspace], command: p.Plan) -> p.Plan:
     for name, value in budget.given.items():
         if not 0 < value < math.inf:
             raise UsageError(f"a budget of {name} {value:g}: expected a number above 0")
-    if budget.context < 0 or budget.batch < 1 or budget.cache_bits not in CACHE_BITS:
+    if budget.context < 0 or budget.batch < 1 or budget.cache_bits not in p.CACHE_BITS:
         raise UsageError("a context is 0 or more, a batch 1 or more, a cache of 16, 8 or 4 bits")
     if not 0 <= command.forwards < math.inf:
         raise UsageError(f"{command.forwards:g} forward passes: expected 0 or more")

@@ -29,6 +29,8 @@ from engine.protocol.commands import (
     FindSymptoms,
     MeasureErrors,
     MeasureRecipe,
+    MeasureTexts,
+    MeasureUnits,
     NameRecipe,
     Open,
     Plan,
@@ -38,6 +40,7 @@ from engine.protocol.commands import (
     SetFormat,
     SetRecipe,
     Stop,
+    SumWindows,
     Sweep,
     TakeRecipe,
     Triage,
@@ -53,7 +56,15 @@ from engine.protocol.commands import (
     same_request,
 )
 from engine.protocol.comparison import COMPARISON_VERSION, CalibrationSets, Comparison
-from engine.protocol.divergence import DELTA_P_QUANTILES, KLD_QUANTILES, DivergenceTable
+from engine.protocol.contrast import ContrastedChannel, ContrastedHead, ContrastedLayer
+from engine.protocol.divergence import (
+    DELTA_P_QUANTILES,
+    KLD_QUANTILES,
+    DivergenceTable,
+    MeasuredTexts,
+    ScoreAtPositions,
+    ScoreOnText,
+)
 from engine.protocol.events import (
     Agreement,
     AnyEvent,
@@ -91,6 +102,9 @@ from engine.protocol.events import (
     Stage,
     Transient,
     TunedFor,
+    WindowSums,
+    Workers,
+    WorkerState,
 )
 from engine.protocol.facts import (
     OUTPUT_ERROR_BOUNDS,
@@ -121,6 +135,7 @@ from engine.protocol.facts import (
     Likelihoods,
     Outliers,
     OutputError,
+    RecipeOnText,
     RecipeScore,
     RecipeTable,
     Rounding,
@@ -129,6 +144,7 @@ from engine.protocol.facts import (
     StoredLayer,
     Swap,
     Swapped,
+    SymptomContrast,
     SymptomCure,
     SymptomRestored,
     WeightError,
@@ -154,7 +170,7 @@ from engine.protocol.keys import (
     Direction,
     EffectKey,
 )
-from engine.protocol.plans import Budget, CacheBlocks, Planned, PlanUnit, Point
+from engine.protocol.plans import CACHE_BITS, Budget, CacheBlocks, Planned, PlanUnit, Point
 from engine.protocol.settings import (
     Protocol,
     Settings,
@@ -163,6 +179,7 @@ from engine.protocol.symptoms import Choice, Continuation, RestoredBy, Sampling,
 from engine.protocol.tasks import Agreeing, Answered, TaskResult
 
 __all__ = [
+    "CACHE_BITS",
     "COMPARISON_VERSION",
     "DELTA_P_QUANTILES",
     "KLD_QUANTILES",
@@ -213,6 +230,9 @@ __all__ = [
     "Continued",
     "Continuing",
     "Contradiction",
+    "ContrastedChannel",
+    "ContrastedHead",
+    "ContrastedLayer",
     "Control",
     "Diagnose",
     "Direction",
@@ -253,6 +273,9 @@ __all__ = [
     "Likelihoods",
     "MeasureErrors",
     "MeasureRecipe",
+    "MeasureTexts",
+    "MeasureUnits",
+    "MeasuredTexts",
     "ModelReady",
     "NameRecipe",
     "Notice",
@@ -270,6 +293,7 @@ __all__ = [
     "RecallScores",
     "RecipeChanged",
     "RecipeNamed",
+    "RecipeOnText",
     "RecipePartial",
     "RecipeScore",
     "RecipeTable",
@@ -280,6 +304,8 @@ __all__ = [
     "Rounding",
     "RunFirst",
     "Sampling",
+    "ScoreAtPositions",
+    "ScoreOnText",
     "Sensitivity",
     "Sent",
     "SetFormat",
@@ -290,9 +316,11 @@ __all__ = [
     "Stop",
     "StoredCodes",
     "StoredLayer",
+    "SumWindows",
     "Swap",
     "Swapped",
     "Sweep",
+    "SymptomContrast",
     "SymptomCure",
     "SymptomRestored",
     "Symptoms",
@@ -306,6 +334,9 @@ __all__ = [
     "Undo",
     "Unknown",
     "WeightError",
+    "WindowSums",
+    "WorkerState",
+    "Workers",
     "WriteImatrix",
     "command_hook",
     "command_types",

@@ -36,6 +36,64 @@ DELTA_P_QUANTILES = {
 """The same of Δp."""
 
 
+class ScoreAtPositions(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """A recipe at the positions of windows that have so many tokens before them."""
+
+    first: int
+    """Tokens before the first of these predictions."""
+    last: int
+    """Tokens before the last."""
+    ppl_reference: float
+    """Of the unchanged model."""
+    ppl: float
+    dnll: float
+    """Nats per token."""
+    dnll_se: float
+    """Its standard error over windows."""
+    kl: float
+    """Nats per token."""
+    kl_se: float
+
+
+class ScoreOnText(msgspec.Struct, frozen=True, kw_only=True):
+    """A recipe on one evaluation text, as a whole and by position in its windows."""
+
+    name: str
+    """As the text was asked for."""
+    text: str
+    """What was read."""
+    sha256: str
+    """Hash of it."""
+    tokens: int
+    """Targets that count."""
+    windows: int
+    ppl_reference: float
+    """Of the unchanged model."""
+    ppl: float
+    ppl_low: float
+    """End of the interval of the difference alone."""
+    ppl_high: float
+    dnll: float
+    """Nats per token."""
+    dnll_se: float
+    kl: float
+    """Nats per token."""
+    kl_se: float
+    top1: float
+    """Share of positions where both have the same first choice."""
+    positions: tuple[ScoreAtPositions, ...]
+    """By the number of tokens before a prediction, without gaps."""
+
+
+class MeasuredTexts(msgspec.Struct, frozen=True):
+    """A recipe on several texts."""
+
+    recipe: str
+    """Its hash."""
+    texts: tuple[ScoreOnText, ...]
+    """In the order in which they were named."""
+
+
 class DivergenceTable(msgspec.Struct, frozen=True, kw_only=True):
     """The tables that ``llama-perplexity --kl-divergence`` prints.
 

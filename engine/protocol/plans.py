@@ -8,6 +8,9 @@ import msgspec
 
 from engine.protocol.facts import RecipeScore
 
+CACHE_BITS = (16, 8, 4)
+"""Bits that a cached number may have."""
+
 
 class CacheBlocks(msgspec.Struct, frozen=True):
     """Blocks whose keys and values take as much room."""

@@ -35,6 +35,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of calibration text, in windows of ``seq_len``."""
     unserved: bool = False
     """Whether verdicts, advice and plans may choose formats that no serving kernel takes."""
+    context: int = 0
+    """Tokens of a sequence whose keys and values a card must hold beside the weights, where nothing
+    else is said; 0 for none."""
+    batch: int = 1
+    """Sequences of that many tokens."""
+    cache_bits: int = 16
+    """Of a number in the cache: 16, 8 or 4."""
     sigma: float = 4.0
     """Weights beyond this many standard deviations count as outliers."""
     bos: bool = False
@@ -47,12 +54,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     more than seven eighths of it is streamed from disk. Of what weights leave, half is for states
     and logits, a quarter each for calibration and for estimates. None allows all free memory for
     weights, and half of what is left for states and logits."""
+    workers: str = ""
+    """Who measures beside the engine: see `engine.workers.asked`; empty for nobody."""
     seed: int = 0
     fresh: bool = False
     """Measure again, and start a new history of the session."""
     trust_remote_code: bool = False
     follow_links: bool = False
     """Read files of a checkpoint that are links to anywhere."""
+
+    @property
+    def cache(self) -> dict[str, int]:
+        """Context, batch and bits of cached numbers."""
+        return {"context": self.context, "batch": self.batch, "cache_bits": self.cache_bits}
 
 
 class Protocol(msgspec.Struct, frozen=True, kw_only=True):

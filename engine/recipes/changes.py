@@ -135,7 +135,7 @@ def tuned_for(session: Session, target: str, context: int, batch: int) -> p.Tune
     if context < 0 or batch < 1:
         raise UsageError("a context is 0 or more, a batch 1 or more")
     found = p.TunedFor(target, context, batch)
-    return None if found == (session.tuned_for or p.TunedFor()) else found
+    return None if found == session.tuning else found
 
 
 def _tried(session: Session, number: int) -> Tried:

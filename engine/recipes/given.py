@@ -10,7 +10,7 @@ from engine.recipes.mixes import body_format, recipe_named
 from engine.session import Session
 
 OfRecipe: TypeAlias = p.Evaluate | p.Export
-Named: TypeAlias = p.MeasureErrors | p.FindSymptoms
+Named: TypeAlias = p.MeasureErrors | p.FindSymptoms | p.MeasureTexts
 
 
 def check_given(command: OfRecipe) -> None:

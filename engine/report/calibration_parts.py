@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
-from engine.diagnosis.of_calibration import best_sets, calibration_findings
+from engine.diagnosis.of_calibration import (
+    Against,
+    above_best,
+    above_more,
+    above_rival,
+    best_sets,
+    calibration_findings,
+)
 from engine.report import schema as s
 from engine.report.finding_parts import finding_part
 from engine.report.json import finite
@@ -125,9 +132,26 @@ def _judged(
             first_half_kl=UNSET if first is None else finite(first.kl),
             second_half_kl=UNSET if second is None else finite(second.kl),
             best=key in best,
+            above_best=_against(above_best(session, score)),
+            above_rival=_against(above_rival(session, score)),
+            above_more=_against(above_more(session, score)),
             findings=findings,
         )
     ]
+
+
+def _against(found: Against | None) -> s.AgainstPart | UnsetType:
+    if found is None:
+        return UNSET
+    low, high = found.kl.interval
+    return s.AgainstPart(
+        name=found.other.set,
+        samples=found.other.samples,
+        seq_len=found.other.seq_len,
+        kl=finite(found.kl.mean),
+        kl_se=finite(found.kl.se),
+        kl_ci95=(finite(low), finite(high)),
+    )
 
 
 _HALVES: tuple[p.CalibratedOn, p.CalibratedOn] = ("first half", "second half")

@@ -16,6 +16,7 @@ from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.recipes.given import as_evaluated, formats_given, names_recipe
 from engine.report import schema as s
+from engine.report.asked_parts import asked_parts
 from engine.report.calibration_parts import compared_sets, set_parts
 from engine.report.comparison_parts import artefact_part, compared_parts, divergence_part
 from engine.report.diagnosis_parts import (
@@ -47,14 +48,16 @@ from engine.report.sweep_parts import (
 )
 from engine.report.symptom_parts import (
     cause_part,
+    contrast_part,
     prompt_part,
     rate_part,
     restored_part,
     sampling_part,
 )
 from engine.report.task_parts import task_part
+from engine.report.text_parts import text_part
 from engine.report.verdicts import from_weights
-from engine.session import Job, Session
+from engine.session import Job, Session, Traced
 
 ERRORS = "errors.*."
 """Path of a format's errors in a layer's entry."""
@@ -279,11 +282,18 @@ def symptoms_document(
         alarms=len(alarms(prompts)),
         prompts=[prompt_part(each) for each in prompts],
         restored=[] if traced is None else [restored_part(each) for each in traced.ranked()],
+        contrast=_contrast(traced),
         causes=[cause_part(each) for each in causes(session, prompts, traced, list(of))],
         tasks=[task_part(each) for each in found.tasks],
         divergence=UNSET if found.divergence is None else divergence_part(found.divergence),
         timings=_timings(job),
     )
+
+
+def _contrast(traced: Traced | None) -> s.ContrastPart | UnsetType:
+    if traced is None or traced.contrast is None:
+        return UNSET
+    return contrast_part(traced.contrast)
 
 
 def eval_document(
@@ -324,9 +334,16 @@ def eval_document(
             bits_all=_known(score.bits_all),
             bytes=score.bytes,
         ),
+        texts=_on_texts(job),
         fallbacks=_fallbacks(session, _fell_back(session, formats)),
         timings=_timings(job),
     )
+
+
+def _on_texts(job: Job) -> list[s.TextPart] | UnsetType:
+    if not isinstance(job.command, p.MeasureTexts):
+        return UNSET
+    return [text_part(each) for each in job.read(p.MeasuredTexts).texts]
 
 
 def diagnose_document(
@@ -435,6 +452,7 @@ def report_document(
         tried=tried_parts(session),
         plan=plan_part(session),
         compared=compared_parts(session),
+        asked=asked_parts(session) or UNSET,
         calibration_sets=compared_sets(session) or UNSET,
         agreement={} if isinstance(agreed, UnsetType) else agreed,
         fallbacks=_fallbacks(session, fell_back),

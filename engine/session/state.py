@@ -73,6 +73,8 @@ class Job(msgspec.Struct, forbid_unknown_fields=True):
     timings: dict[str, float] = {}
     result: dict[str, Any] = {}
     """What it returned, as a map; see `read`."""
+    workers: tuple[p.WorkerState, ...] = ()
+    """The processes that take part, the engine's own first; empty if it is alone."""
 
     def read(self, kind: type[Result]) -> Result:
         """What the job returned, as the Struct that it is.
@@ -246,6 +248,8 @@ class Traced(msgspec.Struct, forbid_unknown_fields=True):
     """What giving a layer, or a block, back wins."""
     cures: list[p.SymptomCure] = []
     """Layers given back together, ever more of them."""
+    contrast: p.SymptomContrast | None = None
+    """The prompts that fail against those that do not."""
 
     def ranked(self) -> list[p.SymptomRestored]:
         """Everything that was given back, in the order of `order_of_wins`."""
@@ -373,6 +377,17 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     def recipe(self) -> dict[str, str]:
         """Layers of the current recipe that are not kept, with their formats."""
         return dict(self.changed)
+
+    @property
+    def tuning(self) -> p.TunedFor:
+        """What the recipe is tuned for: what was said last, else what the profile says."""
+        return self.tuned_for or p.TunedFor("", self.settings.context, self.settings.batch)
+
+    @property
+    def cache(self) -> dict[str, int]:
+        """Context, batch and bits of cached numbers that a budget of GiB has if it names none."""
+        said = self.tuning
+        return {**self.settings.cache, "context": said.context, "batch": said.batch}
 
     def score(self) -> p.RecipeScore | None:
         """The current recipe's measured score, complete or partial; None if there is none yet."""

@@ -34,8 +34,9 @@ STATISTICS_VERSION = 3
 ESTIMATOR_VERSION = 3
 """Version of the estimates from gradients."""
 
-CALIBRATING_VERSION = 1
-"""Version of what is told of calibration sets, and of what is calibrated on them."""
+CALIBRATING_VERSION = 2
+"""Version of what is told of calibration sets, and of what is calibrated on them. Version 1 added
+up statistics in an order that depended on the numbers of samples asked for."""
 GENERATION_VERSION = 1
 """Version of continuing prompts, and of what is told of them."""
 
@@ -341,6 +342,19 @@ class RecipeTable(Key, frozen=True, kw_only=True):
     calibration: Calibration | None = None
 
 
+class RecipeOnText(Key, frozen=True, kw_only=True):
+    """A recipe on one evaluation text, and by position in its windows."""
+
+    kind = "recipe on text"
+    constants = QUANTISED
+    on: Evaluation
+    recipe: Mapping[str, str]
+    scale_dtype: str
+    calibration: Calibration | None = None
+    text: str
+    """As it was asked for, which the fact says."""
+
+
 class Likelihoods(Key, frozen=True, kw_only=True):
     """How likely some continuations are."""
 
@@ -498,6 +512,14 @@ class SymptomRestored(Key, frozen=True, kw_only=True):
     """Hash of the texts."""
     layers: tuple[str, ...]
     calibration: Calibration | None = None
+
+
+class SymptomContrast(SymptomRestored, frozen=True, kw_only=True):
+    """Prompts that show a symptom against others; of no layers."""
+
+    kind = "symptom contrast"
+    others: str
+    """Hash of the prompts that show none, and of what the reference wrote after all of them."""
 
 
 class SymptomCure(SymptomRestored, frozen=True, kw_only=True):

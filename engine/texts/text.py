@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 JOINT = "\n\n"
 """Separator of the documents of a text."""
@@ -25,7 +26,7 @@ class Text:
     special_tokens: bool = True
     """Whether the tokenizer adds its own; not to chats, whose template writes them."""
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Hash of the UTF-8 bytes."""
         return hashlib.sha256(self.content.encode()).hexdigest()

@@ -54,6 +54,8 @@ def of_second_model(context: Context[Workspace], command: Any) -> Need | None:
         return of_weights(context, command)
     loaded = context.workspace.need(Loaded)
     model = sum(map(math.prod, _shapes(loaded))) * loaded.network.dtype.itemsize
+    if loaded.network.streamed:  # then the other one is streamed too
+        model = min(model, loaded.network.weights_in_memory)
     return _of_model(loaded, model + 2 * _micro_batch(loaded), "--no-score")
 
 

@@ -24,7 +24,7 @@ from qtui.cli.progress import Meter
 from qtui.views.progress import about, time_left
 from qtui.views.sweeps import formats_of
 
-OfRecipe: TypeAlias = p.Evaluate | p.Export | p.Diagnose | p.FindSymptoms
+OfRecipe: TypeAlias = p.Evaluate | p.Export | p.Diagnose | p.FindSymptoms | p.MeasureTexts
 Ask: TypeAlias = p.Command | Callable[[Session], OfRecipe]
 """A command that has a job, from a plugin too. With a recipe, a function of the opened session,
 which knows the layers."""
@@ -313,7 +313,7 @@ class _Run:
             there = {key.format for key in session.effects.known(self._sent.direction)}
             known = [each for each in self._sent.formats if each in there]
             formats = tuple(dict.fromkeys([*known, *formats]))
-        if self._kind is p.Evaluate:
+        if self._kind in (p.Evaluate, p.MeasureTexts):
             score = session.scores.get(self._recipe)
             if score is None:
                 raise RunError("the evaluation ended without a score", 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -13,6 +13,7 @@ from engine.export.target import listed, targets
 from engine.formats.catalogue import KEPT
 from engine.formats.grammar import parse_format
 from engine.report import documents, tables
+from engine.report.recipe_text import recipe_file
 from engine.store.files import write_whole
 from qtui.cli.exit import check_destination, check_file, print_error, publish, reporting_errors
 from qtui.cli.options import (
@@ -25,9 +26,6 @@ from qtui.cli.options import (
     split_formats,
 )
 from qtui.cli.run import run
-from qtui.saved.recipe import recipe_file
-
-CACHE_BITS = (16, 8, 4)
 
 
 @shares_options
@@ -44,12 +42,15 @@ def plan(
         float | None, typer.Option("--kl", metavar="K", help="KL, nats per token: fewest bytes")
     ] = None,
     context: Annotated[
-        int, typer.Option("--context", metavar="N", help="tokens whose keys and values must fit")
-    ] = 0,
-    batch: Annotated[int, typer.Option("--batch", metavar="N", help="sequences at once")] = 1,
+        int | None,
+        typer.Option("--context", metavar="N", help="tokens whose keys and values must fit"),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", metavar="N", help="sequences at once")
+    ] = None,
     cache_bits: Annotated[
-        int, typer.Option("--cache-bits", metavar="16|8|4", help="bits of a cached number")
-    ] = 16,
+        int | None, typer.Option("--cache-bits", metavar="16|8|4", help="bits of a cached number")
+    ] = None,
     formats: FormatsOption = None,
     pin: Annotated[
         list[str] | None,
@@ -84,11 +85,13 @@ def plan(
     --gib (or the fewest bytes within --kl), measures the recipe, estimates again at that recipe,
     and keeps the best one measured. Layers that serving engines store as one tensor (q, k and v;
     gate and up) take one format unless --ungrouped is given. With --context, --gib is what a card
-    has for the weights and the cache of keys and values. Nothing is written without -o.
+    has for the weights and the cache of keys and values; --context, --batch and --cache-bits are
+    those of the profile if not given. Nothing is written without -o.
     """
     with reporting_errors():
         settings, _ = shared.resolve()
-        budget = _budget(bits, gib, kl, context, batch, cache_bits)
+        given = {"context": context, "batch": batch, "cache_bits": cache_bits}
+        budget = _budget(bits, gib, kl, given, settings)
         if to is not None and to not in {target.name for target in targets()}:
             raise UsageError(f"--to {to!r}: targets are {listed()}")
         check_destination(json)
@@ -120,18 +123,19 @@ def _budget(
     bits: float | None,
     gib: float | None,
     kl: float | None,
-    context: int,
-    batch: int,
-    cache_bits: int,
+    cache: Mapping[str, int | None],
+    settings: p.Settings,
 ) -> p.Budget:
     if sum(each is not None for each in (bits, gib, kl)) != 1:
         raise UsageError("qtui plan needs exactly one of --bits B, --gib G and --kl K")
-    if cache_bits not in CACHE_BITS:
-        raise UsageError(f"--cache-bits is {cache_bits}, expected 16, 8 or 4")
-    for option, value, least in (("--context", context, 0), ("--batch", batch, 1)):
-        if value < least:
-            raise UsageError(f"{option} is {value}, expected at least {least}")
-    return p.Budget(bits=bits, gib=gib, kl=kl, context=context, batch=batch, cache_bits=cache_bits)
+    given = {name: value for name, value in cache.items() if value is not None}
+    if (held := given.get("cache_bits", 16)) not in p.CACHE_BITS:
+        raise UsageError(f"--cache-bits is {held}, expected 16, 8 or 4")
+    for option, least in (("context", 0), ("batch", 1)):
+        if (value := given.get(option, least)) < least:
+            raise UsageError(f"--{option} is {value}, expected at least {least}")
+    usual = settings.cache if gib is not None else {}
+    return p.Budget(bits=bits, gib=gib, kl=kl, **{**usual, **given})
 
 
 def _pair(option: str, given: str) -> tuple[str, str]:

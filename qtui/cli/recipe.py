@@ -17,7 +17,9 @@ from engine.recipes.mixes import FIRST_LAST, body_format
 from engine.session import Session
 from qtui.cli.exit import print_error
 
-OfRecipe = TypeVar("OfRecipe", p.Evaluate, p.Export, p.MeasureErrors, p.FindSymptoms)
+OfRecipe = TypeVar(
+    "OfRecipe", p.Evaluate, p.Export, p.MeasureErrors, p.FindSymptoms, p.MeasureTexts
+)
 
 
 def check_recipe(command: str, format: str | None, recipe: str | None) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from engine.errors import UsageError
-from engine.protocol import Budget
+from engine.protocol import CACHE_BITS, Budget
 
 SYNTAX = "4.5 bits, 22GiB context=32k batch=4 cache=8, or kl=.01"
 _UNITS = {"gib": 1.0, "gb": 1e9 / 2**30, "mib": 2.0**-10, "mb": 1e6 / 2**30, "g": 1.0}
@@ -14,8 +16,12 @@ _COUNT = re.compile(r"([1-9]\d{0,8})(k|m)?")
 _NUMBER = re.compile(r"(\d{1,9}(?:\.\d*)?|\.\d+)(e-?\d{1,2})?")
 
 
-def parse_budget(text: str) -> Budget:
+def parse_budget(text: str, usual: Mapping[str, int] = MappingProxyType({})) -> Budget:
     """A budget as typed.
+
+    Args:
+        text: as typed.
+        usual: context, batch and bits of the cache of a size in GiB, where they are not typed.
 
     Raises:
         UsageError: it is none; the message says what would be.
@@ -36,7 +42,8 @@ def parse_budget(text: str) -> Budget:
         raise UsageError("context, batch and cache count for a size in GiB only")
     if not given[figures[0]] > 0:
         raise UsageError("a budget is more than 0")
-    return Budget(**given)  # type: ignore[arg-type]
+    cache = usual if "gib" in given else {}
+    return Budget(**{**cache, **given})  # type: ignore[arg-type]
 
 
 def parse_context(text: str) -> tuple[int, int]:
@@ -71,7 +78,7 @@ def _term(word: str) -> tuple[str, float | int]:
     if name not in ("context", "batch", "cache") or count is None:
         raise UsageError(f"{word!r} is no part of a budget: {SYNTAX}")
     whole = _whole(count)
-    if name == "cache" and whole not in (16, 8, 4):
+    if name == "cache" and whole not in CACHE_BITS:
         raise UsageError("a cache has numbers of 16, 8 or 4 bits")
     return {"cache": "cache_bits"}.get(name, name), whole
 

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from textwrap import wrap
 
 from engine import protocol as p
-from engine.diagnosis.of_calibration import best_sets, calibration_findings
+from engine.diagnosis.of_calibration import (
+    Against,
+    above_best,
+    above_more,
+    best_sets,
+    calibration_findings,
+)
 from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.report import wording as n
@@ -194,6 +200,8 @@ def warnings(
         before = n.perplexity(math.exp(min(score.nll_reference, 700)))
         said += f", PPL {before} {glyphs.arrow} {n.perplexity(score.ppl)}"
     lines: list[Words] = [[(line, "$dim")] for line in wrap(plain(said, glyphs), max(20, width))]
+    if score is not None:
+        lines += _apart(session, score, width, glyphs)
     found = calibration_findings(session, key)
     for each in found:
         tone = STYLES.get(each.severity, "$dim")
@@ -203,6 +211,26 @@ def warnings(
     if not found:
         lines.append([("nothing is against it", "$better")])
     return lines
+
+
+def _apart(session: Session, score: p.CalibrationScore, width: int, glyphs: Glyphs) -> list[Words]:
+    """How far a set is above the best, and fewer samples of it above this, with 95% intervals."""
+    lines: list[Words] = []
+    best, more = above_best(session, score), above_more(session, score)
+    if best is not None:
+        other = f"{printable(best.other.set)} {best.other.samples} {glyphs.times}"
+        said = f"{_kilo(best, glyphs)} above the best, {other} {best.other.seq_len}"
+        lines += [[(line, "")] for line in wrap(plain(said, glyphs), max(20, width))]
+    if more is not None:
+        gains = "" if more.kl.above else ": no gain beyond chance"
+        said = f"{more.other.samples} samples are {_kilo(more, glyphs)} above these{gains}"
+        lines += [[(line, "")] for line in wrap(plain(said, glyphs), max(20, width))]
+    return lines
+
+
+def _kilo(found: Against, glyphs: Glyphs) -> str:
+    low, high = (n.short(1000 * end) for end in found.kl.interval)
+    return f"KL{glyphs.kilo} {n.short(1000 * found.kl.mean)} ({low} {glyphs.ellipsis} {high})"
 
 
 def parse_ask(value: str) -> p.Calibrate:

@@ -15,6 +15,8 @@ from engine.session import Job, Session
 from qtui.views.text import Glyphs, Words, fit, printable, short_name
 
 KIND = "plan"
+LEAST = 5
+"""Lines of the plot that a legend leaves it at least."""
 FIGURES = 40
 """Columns of the figures behind a line's name."""
 RANGE = 1e5
@@ -67,7 +69,7 @@ def line_of(row: Row, width: int, glyphs: Glyphs, *, here: bool) -> Words:
     bits = f"{point.bits_per_weight:.2f}" if math.isfinite(point.bits_per_weight) else "-"
     figures = f"{bits:>8}{n.size(point.bytes):>10}{n.short(1000 * point.kl):>11}{measured:>10} "
     tone = "bold" if here or row.plan else "" if row.name else "$dim"
-    name = row.name
+    name = row.name or "of the frontier"
     return [
         (f"{glyphs.cursor if here else ' '} ", "$primary"),
         (fit(name, _room(width), glyphs), f"{tone} $held".strip() if row.plan else tone),
@@ -188,7 +190,11 @@ def frontier_plot(
     low, high = min(sizes), max(sizes)
     bottom, top = min(logs), max(logs)
     left = 7
-    columns, lines = width - left, height - 1
+    columns = width - left
+    ends = n.size(low), n.size(high)
+    foot = _foot(rows, ends, columns, height - LEAST, glyphs, compared=bool(others))
+    foot = foot[: max(1, height - LEAST)]
+    lines = height - len(foot)
 
     def at(size: int, kl: float) -> tuple[int, int]:
         x = (size - low) / ((high - low) or 1)
@@ -220,15 +226,37 @@ def frontier_plot(
         words: Words = [(f"{label:>{left - 1}}{axis}", "$dim")]
         words += [cells.get((x, y), (" ", "")) for x in range(columns)]
         drawn.append(words)
-    ends = n.size(low), n.size(high)
-    compared = "C compared  " if others else ""
+    return drawn + [[(f"{' ' * left}{line}", "$dim")] for line in foot]
+
+
+def _foot(
+    rows: Sequence[Row],
+    ends: tuple[str, str],
+    columns: int,
+    height: int,
+    glyphs: Glyphs,
+    *,
+    compared: bool,
+) -> list[str]:
+    """The axis of sizes with the legend in it, or below it where it is too long for one line and
+    there is room."""
     names = [row.name for row in rows if row.name and not row.plan]
-    rules = "  ".join(f"{name[0].upper()} {name}" for name in names)
-    legend = f"KL{glyphs.kilo} over size   {glyphs.frontier} plan  {compared}{rules}"
-    gap = max(0, columns - len(ends[0]) - len(ends[1]) - 2)
-    middle = fit(legend, gap, glyphs) if len(legend) > gap else legend.center(gap)
-    drawn.append([(f"{' ' * left}{ends[0]} {middle} {ends[1]}", "$dim")])
-    return drawn
+    marks = [f"{glyphs.frontier} plan", *(["C compared"] if compared else [])]
+    marks += [f"{name[0].upper()} {name}" for name in names]
+    title = f"KL{glyphs.kilo} over size"
+    gap = max(0, columns - cell_len(ends[0]) - cell_len(ends[1]) - 2)
+    legend = f"{title}   {'  '.join(marks)}"
+    if cell_len(legend) <= gap:
+        return [f"{ends[0]} {legend.center(gap)} {ends[1]}"]
+    if height < 3:  # the titles of the list's columns say what it is
+        return [f"{ends[0]} {fit('  '.join(marks), gap, glyphs)} {ends[1]}"]
+    lines = [f"{ends[0]} {title.center(gap)} {ends[1]}", marks[0]]
+    for mark in marks[1:]:
+        if cell_len(lines[-1]) + 2 + cell_len(mark) <= columns:
+            lines[-1] += f"  {mark}"
+        else:
+            lines.append(mark)
+    return lines
 
 
 def _kl(row: Row) -> float:

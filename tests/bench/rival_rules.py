@@ -158,13 +158,13 @@ def two_levels(
 
 
 def greedy_per_bit(units: Options, limit: float) -> list[int] | None:
-    """From the smallest options, the steps with the largest gain for each bit, while they fit.
+    """From the first options, the steps with the largest gain for each bit, while they fit.
 
     ExLlamaV3 1.6, ``optimize`` in ``exllamav3/conversion/optimize_model.py``: scores are KL of the
-    model wholly in the smallest format but for this unit, less that of the model wholly in it.
+    model wholly in one format but for this unit, less that of the model wholly in it.
 
     Args:
-        units: the first option of each is the smallest, with score 0; better ones are below 0.
+        units: the first option of each is what the model begins with, score 0; better are below 0.
         limit: on the sum of bits.
     """
 

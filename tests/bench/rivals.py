@@ -7,11 +7,11 @@ For every budget, the recipe of each rule (`tests.bench.rival_rules`, by the too
 measures: KL on the windows that all of them saw, and on as many windows after those that none saw.
 Ratios are of paired windows, with twice their standard error. What was computed is kept in a file,
 so that a run cut short goes on; ``--as NAME`` makes the plan again under another name, to see two
-versions of the planner in one table.
+versions of the planner in one table. ``--bits mixes --formats q2_k,q3_k,q4_k,q5_k,q6_k`` takes the
+sizes of llama.cpp's mixes as budgets, with the mix in the table.
 
 Two rules measure every unit in every format: Model Optimizer's ``kl_div`` at the unchanged model,
-ExLlamaV3 at the model wholly in the smallest format. They get our estimates of the same, unless
-``--exact``.
+ExLlamaV3 at a model wholly in one format. They get our estimates of the same, unless ``--exact``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ from engine.planning import planning
 from engine.planning.planning import ESTIMATING, Events, Planner, Scored, Tried
 from engine.planning.rules import rules_of
 from engine.profiles import load_profile
-from engine.recipes.changes import canonical
+from engine.recipes.changes import canonical, resolve
+from engine.recipes.mixes import MIXES
 from engine.session import recipe_hash
 from engine.session.artefact import OUTSIDE
 from engine.store.facts import FactStore
@@ -267,38 +268,46 @@ def noise_slopes(bench: Bench, levels: Sequence[float]) -> dict[str, float]:
     return bench.kept.of("scores", f"noise {levels}", make)
 
 
-def regained(bench: Bench, *, exact: bool) -> rules.Options:
-    """KL less than that of the model wholly in the smallest formats, of one unit at a time."""
-    smallest = recipe_of(bench.units, [0] * len(bench.units))
+def widths(bench: Bench) -> dict[str, list[int]]:
+    """Stored bits of every unit in each integer format, the smallest format first."""
+    found = {
+        format: [
+            next(c.body_bits for c in unit.choices if set(c.formats) == {format})
+            for unit in bench.units
+        ]
+        for format in bench.formats
+        if parse_format(format).family == "integer"
+    }
+    return dict(sorted(found.items(), key=lambda item: sum(item[1])))
 
-    def measured(unit: Unit, choice: Choice) -> float:
-        changed = {**smallest, **dict(zip(unit.layers, choice.formats, strict=True))}
-        base = bench.exact(smallest)
-        return bench.exact({name: held for name, held in changed.items() if held}) - base
+
+def regained(bench: Bench, base: Recipe, *, exact: bool) -> Callable[[Unit, Sequence[str]], float]:
+    """What one unit in other formats changes of the KL of a recipe."""
+
+    def measured(unit: Unit, formats: Sequence[str]) -> float:
+        changed = {**base, **dict(zip(unit.layers, formats, strict=True))}
+        stored = {name: held for name, held in changed.items() if held}
+        return bench.exact(stored) - bench.exact(base)
 
     def estimates() -> dict[str, dict[str, float]]:
         formats = [parse_format(text) for text in (*bench.formats, "fp32")]
-        held = {name: parse_format(text) for name, text in smallest.items()}
+        held = {name: parse_format(text) for name, text in base.items()}
         found = learned(bench.loaded, further(bench.loaded, held, formats, JobCounts(), ""))
         return {
             name: {text: fact.kl for text, fact in of_layer.items()}
             for name, of_layer in found.items()
         }
 
-    found = {} if exact else bench.kept.of("scores", "at the smallest", estimates)
+    found = {} if exact else bench.kept.of("regained", recipe_hash(base), estimates)
 
-    def estimated(unit: Unit, choice: Choice) -> float:
+    def estimated(unit: Unit, formats: Sequence[str]) -> float:
         return math.fsum(
             found[name][held or "fp32"]
-            for name, held in zip(unit.layers, choice.formats, strict=True)
-            if held != smallest[name]
+            for name, held in zip(unit.layers, formats, strict=True)
+            if held != base[name]
         )
 
-    score = measured if exact else estimated
-    return [
-        [rules.Option(choice.body_bits, score(unit, choice)) for choice in unit.choices]
-        for unit in bench.units
-    ]
+    return measured if exact else estimated
 
 
 # Rules
@@ -306,15 +315,8 @@ def regained(bench: Bench, *, exact: bool) -> rules.Options:
 
 def mlx(bench: Bench, found: dict[str, Any], limit: float) -> Recipe | None:
     """The largest integer format that fits everywhere, and the next one for some."""
-    uniform = [format for format in bench.formats if parse_format(format).family == "integer"]
-    bits = {
-        format: [
-            next(c.body_bits for c in unit.choices if set(c.formats) == {format})
-            for unit in bench.units
-        ]
-        for format in uniform
-    }
-    order = sorted(uniform, key=lambda format: sum(bits[format]))
+    bits = widths(bench)
+    order = list(bits)
     fitting = [format for format in order if sum(bits[format]) <= limit]
     if not fitting or fitting[-1] == order[-1]:
         return None
@@ -331,6 +333,37 @@ def mlx(bench: Bench, found: dict[str, Any], limit: float) -> Recipe | None:
         name: high if up else low
         for unit, up in zip(bench.units, raised, strict=True)
         for name in unit.layers
+    }
+
+
+def exllama(bench: Bench, limit: float, *, exact: bool) -> Recipe | None:
+    """The largest integer format that fits everywhere, and units raised by what each regains.
+
+    The tool takes the model that it begins with from the user: whole models are made at several
+    bitrates, and the one just below the size that is wanted is improved from the larger ones.
+    """
+    fitting = [format for format, bits in widths(bench).items() if sum(bits) <= limit]
+    if not fitting:
+        return None
+    base = {name: fitting[-1] for unit in bench.units for name in unit.layers}
+    gain = regained(bench, base, exact=exact)
+    larger, units = [], []
+    for unit in bench.units:
+        now = next(c for c in unit.choices if set(c.formats) == {fitting[-1]})
+        above = [c for c in unit.choices if c.body_bits > now.body_bits]
+        larger.append([now, *above])
+        units.append(
+            [rules.Option(now.body_bits, 0.0)]
+            + [rules.Option(c.body_bits, gain(unit, c.formats)) for c in above]
+        )
+    chosen = rules.greedy_per_bit(units, limit)
+    if chosen is None:
+        return None
+    return {
+        name: held
+        for unit, choices, at in zip(bench.units, larger, chosen, strict=True)
+        for name, held in zip(unit.layers, choices[at].formats, strict=True)
+        if held
     }
 
 
@@ -375,7 +408,7 @@ def rivals(bench: Bench, given: argparse.Namespace) -> dict[str, Callable[[float
         return bench.exact(recipe) if given.exact else choice.kl
 
     made["ModelOpt kl_div"] = by(rules.threshold_of_largest, options(bench, alone))
-    made["ExLlamaV3"] = by(rules.greedy_per_bit, regained(bench, exact=given.exact))
+    made["ExLlamaV3"] = lambda limit: exllama(bench, limit, exact=given.exact)
     if given.exact:
         made["sum of exact KL"] = by(rules.integer_programme, options(bench, alone))
     return made
@@ -472,7 +505,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--formats", help="to choose from; empty means those of the profile quick")
-    parser.add_argument("--bits", default=BITS)
+    parser.add_argument("--bits", default=BITS, help="or ``mixes``: what each of llama.cpp's takes")
     parser.add_argument("--kept", type=Path, required=True)
     parser.add_argument(
         "--no-others", dest="others", action="store_false", help="measure no other windows"
@@ -491,12 +524,32 @@ def main() -> None:
     given = parser.parse_args()
     bench = bench_of(given)
     print(f"{machine()}\n", flush=True)
+    if given.bits == "mixes":
+        for name, recipe in mixes(bench).items():
+            bits = bench.planner.session.size_of(recipe).bits_per_weight
+            table(bench, given, bits, {name: recipe})
+        return
     for bits in map(float, given.bits.split(",")):
-        table(bench, given, bits)
+        table(bench, given, bits, {})
 
 
-def table(bench: Bench, given: argparse.Namespace, bits: float) -> None:
-    """All rules for one budget."""
+def mixes(bench: Bench) -> dict[str, Recipe]:
+    """What llama.cpp's mixes give the body, of those whose types a plan may choose too."""
+    session = bench.planner.session
+    body = {name for unit in bench.units for name in unit.layers}
+    found: dict[str, Recipe] = {}
+    for name in MIXES:
+        asked, _ = resolve(session, "kept", {}, named=name, tied=session.tied)
+        recipe = {layer: held for layer, held in asked.items() if layer in body}
+        if set(recipe.values()) <= set(bench.formats) and recipe not in found.values():
+            found[name] = recipe
+    return found
+
+
+def table(
+    bench: Bench, given: argparse.Namespace, bits: float, beside: Mapping[str, Recipe]
+) -> None:
+    """All rules for one budget, and recipes beside them."""
     budget = p.Budget(bits=bits)
     session = bench.planner.session
     plans = bench.kept.all.setdefault("plans", {}).setdefault(f"{bits:g}", {})
@@ -512,6 +565,7 @@ def table(bench: Bench, given: argparse.Namespace, bits: float) -> None:
         if recipe is not None:
             found[name] = recipe
     found.update(baselines(session, rules_of(session, command, "float32"), budget))
+    found.update(beside)
     ours = found[given.name]
     heads = ["rule", "bits", "KL·10³", "ours / it"]
     heads += ["on other windows", "ours / it there"] if given.others else []

@@ -22,6 +22,7 @@ from engine.diagnosis.finding import Finding
 from engine.diagnosis.findings import findings
 from engine.diagnosis.thresholds import thresholds
 from engine.store.facts import FactStore
+from engine.texts.corpora import standard_library
 from tests import tiny
 from tests.diagnosis.planting import diagnosed, standing_out, triaged, with_effects
 
@@ -51,6 +52,21 @@ def clean(arch: str, folder: Path, seed: int) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """Settings with which many small models cost little: short texts, all windows in one pass.
+
+    The evaluation text is the usual one, cut off beyond its windows; calibration windows come from
+    what follows, as many and as long as usual. Reading and hashing all of the standard library
+    took half of the time, calls of modules most of the rest.
+    """
+    folder, content = tmp_path_factory.mktemp("texts"), standard_library().content
+    text, calib = folder / "text.txt", folder / "calib.txt"
+    text.write_text(content[:60_000], encoding="utf-8")
+    calib.write_text(content[60_000:260_000], encoding="utf-8")
+    return {"text": str(text), "calib": str(calib), "batch_tokens": 2048}
+
+
 def warnings(found: list[Finding]) -> list[tuple[str, str, str]]:
     severe = ("alert", "warning")
     return [(each.id, each.layer, each.sentence) for each in found if each.severity in severe]
@@ -71,12 +87,12 @@ def test_activations_of_a_clean_model_give_no_warning(tmp_path: Path) -> None:
     assert warnings(standing_out(session, FORMAT)) == []
 
 
-def false_alarms(folder: Path) -> list[tuple[str, str]]:
+def false_alarms(folder: Path, **given: object) -> list[tuple[str, str]]:
     """Warnings of weights, activations and estimated effects that are not true by measured ones.
 
     They are true from `NEAR` of a limit on: just above or below it estimates may be off.
     """
-    session = with_effects(folder)
+    session = with_effects(folder, **given)
     known = thresholds(session)
     lower = {name: NEAR * getattr(known, name) for name in LIMITS}
     limits = msgspec.structs.replace(known, **lower)
@@ -89,20 +105,22 @@ def false_alarms(folder: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("arch", ["gpt2"])
-def test_effects_of_a_clean_model_give_no_alarm_that_is_not_true(arch: str, tmp_path: Path) -> None:
-    assert false_alarms(clean(arch, tmp_path / "model", 0)) == []
+def test_effects_of_a_clean_model_give_no_alarm_that_is_not_true(
+    arch: str, tmp_path: Path, quick: dict[str, object]
+) -> None:
+    assert false_alarms(clean(arch, tmp_path / "model", 0), **quick) == []
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(14400)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_hardly_any_alarm_of_a_hundred_clean_models_with_effects_is_false(
-    arch: str, tmp_path: Path
+    arch: str, tmp_path: Path, quick: dict[str, object]
 ) -> None:
     alarms = {}
     for seed in range(SEEDS):
         folder = clean(arch, tmp_path / str(seed), seed)
-        if found := false_alarms(folder):
+        if found := false_alarms(folder, **quick):
             alarms[seed] = found
         shutil.rmtree(folder)
     assert len(alarms) < max(1, MOST * SEEDS), alarms
@@ -111,10 +129,12 @@ def test_hardly_any_alarm_of_a_hundred_clean_models_with_effects_is_false(
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_hardly_any_of_a_hundred_clean_models_gives_a_warning(arch: str, tmp_path: Path) -> None:
+def test_hardly_any_of_a_hundred_clean_models_gives_a_warning(
+    arch: str, tmp_path: Path, quick: dict[str, object]
+) -> None:
     alarms = {}
     for seed in range(SEEDS):
-        session = diagnosed(clean(arch, tmp_path / str(seed), seed))
+        session = diagnosed(clean(arch, tmp_path / str(seed), seed), **quick)
         if found := warnings(standing_out(session, FORMAT)):
             alarms[seed] = found
     assert len(alarms) < max(1, MOST * SEEDS), alarms

@@ -8,7 +8,14 @@ import msgspec
 import pytest
 
 from engine import protocol as p
-from engine.diagnosis.of_calibration import best_sets, calibration_findings, difference
+from engine.diagnosis.of_calibration import (
+    above_best,
+    above_more,
+    above_rival,
+    best_sets,
+    calibration_findings,
+)
+from engine.diagnosis.paired import paired
 from engine.session import Session, apply
 
 CHECK = p.CalibrationCheck(
@@ -79,11 +86,29 @@ def test_a_set_is_worse_only_beyond_chance() -> None:
     assert [each.set for each in best_sets(session, METHOD, "code")] == ["code", "other"]
 
 
-def test_the_difference_is_paired_by_windows() -> None:
-    one, other = [1.0, 2.0, 4.0], [0.5, 1.0, 2.0]
-    mean, se = difference(one, other)
-    apart = [0.5, 1.0, 2.0]
-    assert mean == pytest.approx(sum(apart) / 3)
-    variance = sum((each - mean) ** 2 for each in apart) / 2
-    assert se == pytest.approx(math.sqrt(variance / 3))
-    assert all(math.isnan(each) for each in difference([1.0], [1.0]))
+def test_sets_are_held_against_the_best_the_best_of_as_many_samples_and_fewer() -> None:
+    best = msgspec.structs.replace(score([0.5, 0.6, 0.4, 0.52], "code"), samples=64)
+    rival, mine = score([0.8, 0.9, 0.7, 0.81], "code"), score([1.0, 1.1, 0.9, 1.0])
+    half = score([9.0, 9.1, 9.2, 9.3], "code", "first half")
+    session = Session()
+    known = (mine, rival, best, half)
+    apply(session, p.Learned(tuple(map(str, range(len(known)))), known))
+    for found, other, one in (
+        (above_best(session, mine), best, mine),
+        (above_rival(session, mine), rival, mine),
+        (above_best(session, rival), best, rival),
+        (above_more(session, best), rival, rival),
+    ):
+        assert found is not None
+        assert found.other == other
+        against = best if other is rival and one is rival else other
+        assert found.kl == paired(one.kls, against.kls)
+    for nothing in (
+        above_best(session, best),
+        above_rival(session, best),
+        above_rival(session, rival),
+        above_more(session, mine),
+        above_more(session, half),
+        above_best(session, half),
+    ):
+        assert nothing is None

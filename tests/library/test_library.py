@@ -13,7 +13,7 @@ import engine
 import qtui
 from engine import protocol as p
 from engine.client.in_process import JobError
-from engine.errors import CheckpointError, UsageError
+from engine.errors import CheckpointError, FormatError, UsageError
 from engine.library.model import Model
 from tests import forked, tiny
 
@@ -194,3 +194,30 @@ def diagnosed(narrow: Model) -> None:
     assert str(found).startswith("int4-g128 everywhere: PPL")
     with pytest.raises(UsageError, match="unknown export target"):
         narrow.diagnose(to="nowhere")
+
+
+def test_calibration_sets_are_compared_as_the_command_line_does(narrow: Model, prose: Path) -> None:
+    method = "int2-g32+gptq"
+    found = narrow.calibrate(
+        ["eval", "random"], method=method, samples=[1, 2], seq_lens=[32], texts=[prose]
+    )
+    seen = list(found)
+    assert {type(each) for each in seen} >= {p.CalibrationCheck, p.CalibrationScore}
+    document = found.document
+    assert [(each.name, each.samples) for each in document.sets] == [
+        (f"eval:{prose}", 1), (f"eval:{prose}", 2), ("random", 1), ("random", 2),
+    ]  # fmt: skip
+    rows = found.rows()
+    assert [(row["name"], row["text"]) for row in rows][::2] == [
+        (f"eval:{prose}", str(prose)), ("random", str(prose)),
+    ]  # fmt: skip
+    best = min(rows, key=lambda row: row["kl"])
+    assert "above_best.kl" not in best
+    worst = max(rows, key=lambda row: row["kl"])
+    assert worst["above_best.kl"] == pytest.approx(worst["kl"] - best["kl"])
+    assert rows[1]["above_more.samples"] == 1
+    assert "above the best" in str(found)
+    with pytest.raises(FormatError, match="int99"):
+        narrow.calibrate(["random"], method="int99+gptq")
+    with pytest.raises(JobError, match="no calibration set 'prise'"):
+        narrow.calibrate(["prise"], method=method)

@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine.checkpoint import list_layers, open_checkpoint
 from engine.errors import CheckpointError, OutOfMemoryError
 from engine.model.load import load_network
 from engine.model.network import Network
 from engine.model.streamed_blocks import StreamedBlocks
 from tests import tiny
+from tests.checkpoint.gguf.models import tokenizer as gguf_tokenizer
+from tests.export.exporting import export_checkpoint
+
+FILE = "model.safetensors"
 
 STREAMED = sorted({*tiny.ARCHITECTURES, *tiny.PLACED, *tiny.UNCALLED} - {"gemma4", "zamba2"})
 """But for those whose blocks share something: see below."""
+EMBEDDED_AGAIN = {"gemma3n", "gemma4_per_layer"}
+"""Their blocks are given something of the embedding too, so that it stays in memory."""
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +48,11 @@ def streamed(folder: Path) -> tuple[Network, StreamedBlocks]:
 
 
 @pytest.mark.parametrize("arch", STREAMED)
-def test_every_weight_and_every_state_is_that_of_the_loaded_model(built: Path) -> None:
+def test_every_weight_and_every_state_is_that_of_the_loaded_model(arch: str, built: Path) -> None:
     resident, (network, blocks) = load_network(built, device="cpu"), streamed(built)
-    assert blocks.reads == [2] * len(blocks), "opening takes two passes"
+    if blocks.outside:
+        assert blocks.reads == [2] * len(blocks), "opening takes two passes"
+    assert blocks.outside == (arch not in EMBEDDED_AGAIN)
     ids = tiny.ids(2, 24)
     assert list(network.layers.values()) == list(resident.layers.values())
     assert (network.tied, network.zeroed, network.takes_positions, network.state_size) == (
@@ -97,7 +107,31 @@ def test_two_blocks_are_read_at_most_and_the_next_one_in_advance(built: Path) ->
         assert blocks._ahead is not None
         assert blocks._ahead.k == 0
     own = sum(p.nbytes for p in network.model.parameters())
-    assert network.weights_in_memory == own - blocks.bytes + 2 * blocks.largest
+    tables = sum(p.nbytes for p in blocks.around)
+    assert network.weights_in_memory == own - blocks.bytes - tables + 2 * blocks.largest
+    assert all(p.untyped_storage().nbytes() == p.itemsize for p in blocks.around)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_head_larger_than_two_blocks_is_in_memory_without_them(tie: bool, tmp_path: Path) -> None:
+    folder = tiny.build("llama", tmp_path / "wide", vocab_size=4096, tie_word_embeddings=tie)
+    resident, (network, blocks) = load_network(folder, device="cpu"), streamed(folder)
+    table = 4096 * 64 * 4
+    norms = sum(p.nbytes for p in network.model.model.norm.parameters())
+    assert network.weights_in_memory == table + norms > 2 * blocks.largest + norms
+    assert network.tied == resident.tied == tie
+    ids, before = tiny.ids(2, 24), blocks.reads_around
+    states = network.states(ids)
+    assert blocks.reads_around - before == 1, "the embedding"
+    assert torch.equal(states[-1], resident.states(ids)[-1])
+    with network.at_hand([len(blocks)]):
+        for span in ((0, 16), (16, 24)):
+            logits = network.logits(ids, states[-1], span)
+            assert torch.equal(logits, resident.logits(ids, states[-1], span))
+    assert blocks.reads_around - before == 2, "and the head"
+    for name in ("lm_head", "model.embed_tokens"):
+        assert torch.equal(network.weight(name), resident.weight(name))
+    network.assert_at_rest()
 
 
 @pytest.mark.parametrize("arch", ["llama"])
@@ -139,23 +173,80 @@ def test_values_that_are_not_finite_are_zero_at_every_reading(built: Path, tmp_p
             assert bool(weight.isfinite().all())
 
 
-def test_a_quantised_layout_is_dequantised_block_by_block(tmp_path: Path) -> None:
-    folder = tiny.build("llama", tmp_path / "fp8")
-    file = folder / "model.safetensors"
+def fp8(plain: Path, out: Path) -> Path:
+    shutil.copytree(plain, out)
     stored = {}
-    for name, value in load_file(file).items():
+    for name, value in load_file(out / FILE).items():
         stored[name] = value
         if ".layers." in name and value.dim() == 2:
             stored[name] = value.to(torch.float8_e4m3fn)
             stored[f"{name}_scale_inv"] = torch.full((1, 1), 0.5)
-    save_file(stored, file, {"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    config = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    return quantised(out, stored, config)
+
+
+def awq(plain: Path, out: Path) -> Path:
+    """Of random codes: any are valid."""
+    shutil.copytree(plain, out)
+    draw = torch.Generator().manual_seed(0)
+    stored = {}
+    for name, value in load_file(out / FILE).items():
+        stored[name] = value
+        if ".layers." in name and value.dim() == 2:
+            del stored[name]
+            module, (rows, columns) = name.removesuffix(".weight"), value.shape
+            for part, height in (("qweight", columns), ("qzeros", columns // 32)):
+                codes = torch.randint(-(2**31), 2**31, (height, rows // 8), generator=draw)
+                stored[f"{module}.{part}"] = codes.to(torch.int32)
+            scales = torch.rand(columns // 32, rows, generator=draw) / 32
+            stored[f"{module}.scales"] = scales.to(torch.float16)
+    config = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True}
+    return quantised(out, stored, config | {"version": "gemm"})
+
+
+def quantised(folder: Path, stored: dict[str, torch.Tensor], how: dict[str, object]) -> Path:
+    save_file(stored, folder / FILE, {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": how}
     (folder / "config.json").write_text(json.dumps(config))
-    resident, (network, _) = load_network(folder, device="cpu"), streamed(folder)
+    return folder
+
+
+def exported(to: str, format: str) -> Callable[[Path, Path], Path]:
+    def write(plain: Path, out: Path) -> Path:
+        if to == "gguf":  # it holds a tokenizer of its own kind
+            plain = shutil.copytree(plain, out)
+            gguf_tokenizer("gpt-2").save_pretrained(plain)
+            out = out.with_suffix(".gguf")
+        checkpoint = open_checkpoint(plain)
+        body = [row.name for row in list_layers(checkpoint) if row.role == "linear"]
+        return export_checkpoint(checkpoint, dict.fromkeys(body, format), out, to=to).folder
+
+    return write
+
+
+LAYOUTS: dict[str, Callable[[Path, Path], Path]] = {
+    "fp8": fp8,
+    "awq": awq,
+    "gptq": exported("gptq", "int4-g32-sym"),
+    "compressed-tensors": exported("checkpoint", "int4-g32"),
+    "gguf": exported("gguf", "q8_0"),
+}
+"""By what writes a plain checkpoint in it."""
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("arch", ["llama"])
+def test_a_quantised_layout_is_dequantised_block_by_block(
+    layout: str, built: Path, tmp_path: Path
+) -> None:
+    path = LAYOUTS[layout](built, tmp_path / "out")
+    resident, (network, blocks) = load_network(path, device="cpu"), streamed(path)
     ids = tiny.ids(1, 16)
     assert torch.equal(network.run(ids, None), resident.run(ids, None))
+    for name in resident.layers:
+        assert torch.equal(network.weight(name), resident.weight(name)), name
     assert network.notes[2] == resident.notes[2]
+    assert max(blocks.reads) == 3
 
 
 @pytest.mark.parametrize("own", [True, False])

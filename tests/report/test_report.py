@@ -106,8 +106,11 @@ def test_warnings_and_fallbacks_are_in_every_form() -> None:
     session.notices.append(p.Notice("warning", "the text is short"))
     fell_back = p.Fallback(layer="lm_head", format="q4_k", why="256 does not divide")
     told(session, fell_back)
+    several = [name for name in session.layers.names if name.endswith("down_proj")]
+    told(session, *(p.Fallback(layer=name, format="q4_k", why="rows of 100") for name in several))
     given = document(session)
     for text in (Page(report_page(given)).text, report_markdown(given)):
+        assert text.count("rows of 100") == 1, "what is the same of several is said once"
         assert "Doubts" in text
         assert "the text is short" in text
         assert "256 does not divide" in text
@@ -166,6 +169,61 @@ def test_finished_checkpoints_are_in_every_form() -> None:
     assert "## Finished checkpoints" in text
     assert "32.1" in text
     assert "<script>" not in text
+
+
+def test_tasks_texts_and_divergence_of_a_recipe_are_in_every_form() -> None:
+    session = full()
+    assert isinstance(document(session).asked, msgspec.UnsetType)
+    answered = p.Answered(
+        id=HOSTILE, prompt=HOSTILE, right="yes", reference="yes", recipe=HOSTILE,
+        reference_right=True, recipe_right=False,
+    )  # fmt: skip
+    task = p.TaskResult(HOSTILE, (p.Agreeing("acc", 5, 2, 1, 2),), 3, (answered,))
+    places = {"first": 1, "last": 15, "ppl_reference": 20.0, "ppl": 22.5}
+    apart = {"dnll": 0.1178, "dnll_se": 0.01, "kl": 0.0678, "kl_se": 0.002}
+    text = p.ScoreOnText(
+        name=f"text {HOSTILE}", text="text", sha256="0", tokens=4000, windows=4,
+        ppl_reference=18.0, ppl=19.5, ppl_low=19.1, ppl_high=19.9, top1=0.91, **apart,
+        positions=(p.ScoreAtPositions(**places, **apart),),
+    )  # fmt: skip
+    kld = {"mean": 0.0678, "mean_se": 0.001} | dict.fromkeys(p.KLD_QUANTILES, 0.01)
+    delta = {"mean": -0.02, "rms": 0.1} | dict.fromkeys(p.DELTA_P_QUANTILES, 0.001)
+    table = p.DivergenceTable(
+        tokens=4000, ppl=19.5, ppl_se=0.2, ppl_base=18.0, ppl_base_se=0.2, correlation=0.99,
+        ln_ratio=0.08, ln_ratio_se=0.01, kld=kld, delta_p=delta, same_top=0.91, same_top_se=0.01,
+    )  # fmt: skip
+    results: list[tuple[str, p.AnyCommand, object]] = [
+        (
+            "symptoms",
+            p.FindSymptoms(format="int3-g128"),
+            p.Symptoms("0a", (), tasks=(task,), divergence=table),
+        ),
+        ("texts", p.MeasureTexts(format="int3-g128"), p.MeasuredTexts("0a", (text,))),
+        ("texts", p.MeasureTexts(), p.MeasuredTexts("0b", (text,))),
+    ]
+    for at, (kind, command, found) in enumerate(results):
+        job = f"{kind}-{at}"
+        done = msgspec.to_builtins(found)
+        told(
+            session,
+            p.JobStarted(job=job, kind=kind, title=kind, command=command),
+            p.JobEnded(job=job, kind=kind, status="done", result=done),
+        )
+    made = document(session)
+    assert isinstance(made.asked, list)
+    first, second = made.asked
+    assert (first.recipe, second.recipe) == ("int3-g128", "the session's recipe")
+    assert (len(first.tasks), len(first.texts), len(second.tasks)) == (1, 1, 0)
+    page, text_form = Page(report_page(made)), report_markdown(made).replace("\\", "")
+    for form in (page.text, text_form):
+        section = form.split("Tasks and texts of int3-g128")[1]
+        for figure in ("Mean KLD", "0.067800", "67.80", "22.5", "1–15"):
+            assert figure in section
+        assert "lost" in section
+        assert "By text" in section
+    lines = report_markdown(made).splitlines()
+    assert not any("<script>" in line for line in lines if not line.startswith("    "))
+    assert not any(tag == "script" for tag, _ in page.tags)
 
 
 def test_calibration_sets_are_in_every_form() -> None:

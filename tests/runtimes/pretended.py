@@ -76,9 +76,11 @@ class LlamaContext:
     def synchronize(self): pass
 '''
 VLLM = '''
-"""The classes of vLLM 0.10 that with_vllm uses: names, parameters and attributes are its own."""
+"""The classes of vLLM 0.33 that with_vllm uses: names, parameters and attributes are its own."""
 from types import SimpleNamespace
 from typing import TypedDict
+
+platforms = SimpleNamespace(current_platform=SimpleNamespace(device_type="cuda"))
 
 class TokensPrompt(TypedDict):
     prompt_token_ids: list
@@ -86,7 +88,7 @@ class TokensPrompt(TypedDict):
 class SamplingParams:
     def __init__(self, n=1, temperature=1.0, ignore_eos=False, max_tokens=16, min_tokens=0,
                  detokenize=True):
-        assert ignore_eos and min_tokens == max_tokens
+        assert ignore_eos and not detokenize  # else the tokenizer that was left out is needed
         self.max_tokens = max_tokens
 
 class LLMEngine:
@@ -97,9 +99,11 @@ class LLMEngine:
         )
         self.requests = {}
     def add_request(self, request_id, prompt, params, arrival_time=None):
+        """Returns the name within the engine; outputs bear the one given."""
         assert isinstance(request_id, str) and request_id not in self.requests
         assert all(0 <= each < 99 for each in prompt["prompt_token_ids"])
         self.requests[request_id] = [0, params.max_tokens]
+        return request_id + "-0a1b2c3d"
     def has_unfinished_requests(self):
         return bool(self.requests)
     def step(self):

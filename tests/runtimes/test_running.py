@@ -89,6 +89,7 @@ def test_vllm_is_stepped_and_prompts_that_waited_count_as_prompt(tmp_path: Path)
     assert [run.generated for run in batch.runs] == [3 * 17 - 5] * 2
     assert found.about["quantization"] == "gptq"
     assert found.about["dtype"] == "bfloat16"
+    assert found.about["device"] == "cuda"
 
 
 def test_llama_bench_is_used_where_no_package_is_there(

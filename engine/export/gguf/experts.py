@@ -1,4 +1,4 @@
-"""Experts as llama.cpp has them: one tensor for the gates of a block, one for ups, one for downs."""
+"""Experts as llama.cpp has them: gates, ups and downs of a block, in one tensor each."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from engine import protocol as p
 from engine.measure.activations.sums import ActivationSums, above
+from engine.measure.block_loop import reading
 from engine.measure.calibration.calibration import Calibration, need_calibration
 from engine.measure.counts import FACTS_IN_ONE_EVENT, JobCounts
 from engine.measure.preemption import repeated
 from engine.model.block_modules import block_modules
-from engine.model.inputs import shared_inputs, watch_all
+from engine.model.inputs import run_to_head, shared_inputs, watch_all, watching_all
+from engine.model.lanes import Lane
 from engine.model.network import Network
 from engine.store import keys
 from engine.workspace import Loaded
@@ -61,10 +64,13 @@ def activations(loaded: Loaded, counts: JobCounts) -> Events:
         return
     gathered = Gathered(network, calibration.windows.ids.shape[1])
     stage = counts.stage("activations", len(calibration.batches))
-    for batch in range(len(calibration.batches)):
-        yield stage.step(batch)
-        watched = partial(step, network, calibration, gathered, batch)
-        yield from repeated(counts.timed("activations_s", watched))
+    if network.streamed:
+        yield from _block_by_block(network, calibration, gathered, counts)
+    else:
+        for batch in range(len(calibration.batches)):
+            yield stage.step(batch)
+            watched = partial(step, network, calibration, gathered, batch)
+            yield from repeated(counts.timed("activations_s", watched))
     facts = {
         addresses[name]: gathered.fact(name) for name in addresses if addresses[name] not in have
     }
@@ -73,6 +79,45 @@ def activations(loaded: Loaded, counts: JobCounts) -> Events:
     for at in range(0, len(listed), FACTS_IN_ONE_EVENT):
         some = listed[at : at + FACTS_IN_ONE_EVENT]
         yield p.Learned(tuple(key for key, _ in some), tuple(fact for _, fact in some))
+
+
+def _block_by_block(
+    network: Network, calibration: Calibration, gathered: Gathered, counts: JobCounts
+) -> Events:
+    """The same where blocks are streamed: each is read once for all micro-batches."""
+    waiting, end = calibration.reference.waiting, len(network.blocks)
+    lanes = [Lane(network, ids, -1, None, take=waiting) for ids in calibration.batches]
+
+    def advance(lane: Lane, stretch: range) -> None:
+        with _watched(network, gathered, stretch):
+            lane.advance(stretch.stop)
+
+    def finish(lane: Lane) -> None:
+        with _watched(network, gathered, range(end, end + 1)):
+            run_to_head(network, lane.ids, lane.reached())
+
+    stretches = network.stretches(-1, end)
+    stage = counts.stage("activations", len(stretches))
+    for done, stretch in enumerate(stretches):
+        yield stage.step(done, detail=reading(stretch, end))
+        with network.at_hand(stretch):
+            for lane in lanes:
+                one = partial(advance, lane, stretch)
+                yield from repeated(counts.timed("activations_s", one))
+                yield None
+    for lane in lanes:
+        yield from repeated(counts.timed("activations_s", partial(finish, lane)))
+        yield None
+
+
+@contextmanager
+def _watched(network: Network, gathered: Gathered, regions: range) -> Iterator[None]:
+    """Inside, forwards are added to what is gathered, at the end: a preempted one adds nothing."""
+    found = Gathered(network, gathered.seq_len)
+    take = found.take_input, found.take_output, found.take_module
+    with watching_all(network, regions, *take):
+        yield
+    gathered.merge(found)
 
 
 def step(network: Network, calibration: Calibration, gathered: Gathered, batch: int) -> None:

@@ -7,7 +7,7 @@ and a larger number of samples a pass over the new ones alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -16,6 +16,8 @@ from engine import protocol as p
 from engine.errors import OutOfMemoryError, UsageError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.measure.calibrating import checks
+from engine.measure.calibrating.course import Course
+from engine.measure.calibrating.gathering import KEPT_SETS, Gathering, KeptStatistics
 from engine.measure.calibrating.input_sums import (
     Energies,
     SetStatistics,
@@ -30,7 +32,7 @@ from engine.measure.calibrating.windows import (
     set_windows,
 )
 from engine.measure.calibration.approximate import why_not_given
-from engine.measure.counts import JobCounts
+from engine.measure.whole_model import refuse_streamed
 from engine.model.inputs import shared_inputs
 from engine.model.load import load_tokenizer
 from engine.model.memory import check_memory, memory_free, memory_needed, size_of
@@ -41,9 +43,6 @@ from engine.workspace import Loaded
 
 Events = Generator[p.AnyEvent | None, None, None]
 Fact = p.CalibrationCheck | p.CalibrationScore
-
-KEPT_SETS = 8
-"""Statistics of so many sets at most are kept for a next command, where memory holds them."""
 
 
 def compare_sets(
@@ -65,12 +64,11 @@ def compare_sets(
         UsageError: the model is streamed from disk.
         OutOfMemoryError: statistics and weights do not fit beside the model.
     """
-    counts = JobCounts(timings={"load_s": loaded.load_s}, job=job)
-    if loaded.network.streamed:
-        raise UsageError(
-            "comparing calibration sets needs the whole model in memory, and this one is streamed "
-            "from disk: choose --dtype bf16 or a device with more memory"
-        )
+    counts = Course(timings={"load_s": loaded.load_s}, job=job)
+    refuse_streamed(
+        loaded.network, "comparisons of calibration sets", "once for every set and length",
+        "score one set with qtui eval --calib SET",
+    )  # fmt: skip
     opened, settings = loaded.opened, loaded.settings
     tokenizer = load_tokenizer(
         opened.path,
@@ -94,25 +92,6 @@ def compare_sets(
     return msgspec.structs.replace(counts.outcome(), result=result)
 
 
-class KeptStatistics:
-    """Statistics of sets that stay for the next command: a part of the loaded model."""
-
-    def __init__(self) -> None:
-        self._of: dict[str, SetStatistics] = {}
-
-    def find(self, lineage: str, most: int) -> SetStatistics | None:
-        """What was gathered of a set, if it is not more than so many windows."""
-        found = self._of.get(lineage)
-        return found if found is not None and found.samples <= most else None
-
-    def keep(self, lineage: str, statistics: SetStatistics, count: int) -> None:
-        """Keep statistics, and of all the newest ``count``."""
-        self._of.pop(lineage, None)
-        self._of[lineage] = statistics
-        while len(self._of) > count:
-            self._of.pop(next(iter(self._of)))
-
-
 class _Comparing:
     """One run of the job."""
 
@@ -123,7 +102,7 @@ class _Comparing:
         command: p.Calibrate,
         texts: Sequence[EvaluationText],
         tokenizer: Any,
-        counts: JobCounts,
+        counts: Course,
     ) -> None:
         self.loaded, self.command, self.counts = loaded, command, counts
         self.texts, self.tokenizer = list(texts), tokenizer
@@ -152,6 +131,11 @@ class _Comparing:
     def run(self) -> Events:
         """Every set at every length."""
         yield self._memory()
+        self.counts.tokens = sum(each.reference.windows.tokens for each in self.texts)
+        for seq_len in self.seq_lens:
+            numbers = self._samples(seq_len)
+            self.counts.results += len(self.sets) * (len(numbers) + len(self._halves(numbers[-1])))
+            self.counts.tokens += len(self.sets) * numbers[-1] * seq_len
         for name in self.sets:
             for seq_len in self.seq_lens:
                 yield from self._set(name, seq_len)
@@ -188,10 +172,16 @@ class _Comparing:
         most = max(1, self.loaded.settings.calib_tokens // seq_len)
         return tuple(sorted({max(1, most // 4), max(1, most // 2), most}))
 
+    def _halves(self, most: int) -> tuple[p.CalibratedOn, ...]:
+        """Which halves of so many windows are scored."""
+        asked = self.command.measure and self.command.halves and most > 1
+        return ("first half", "second half") if asked else ()
+
     # --- one set ------------------------------------------------------------------------------
 
     def _set(self, name: str, seq_len: int) -> Events:
-        wanted = self._samples(seq_len)
+        wanted, counts = self._samples(seq_len), self.counts
+        counts.at = name
         with quiet():
             windows = yield from set_windows(
                 self.loaded, name, wanted[-1], seq_len, self.texts, self.tokenizer, self.counts
@@ -200,10 +190,10 @@ class _Comparing:
         self.used |= set(numbers)
         variants = [Variant(windows, 0, number, number) for number in numbers]
         most = numbers[-1]
-        if self.command.measure and self.command.halves and most > 1:
-            half = most // 2
-            variants.append(Variant(windows, 0, half, most, "first half"))
-            variants.append(Variant(windows, half, most, most, "second half"))
+        for part in self._halves(most):
+            cut = (0, most // 2) if part == "first half" else (most // 2, most)
+            variants.append(Variant(windows, *cut, most, part))
+        counts.results -= len(wanted) + len(self._halves(wanted[-1])) - len(variants)
         addresses = [key for each in variants for _, key in self._wanted(each)]
         stored = self.loaded.known(addresses)
         for address, fact in stored.items():
@@ -212,8 +202,12 @@ class _Comparing:
         missing = [v for v in variants if any(a not in self._facts for _, a in self._wanted(v))]
         for variant in variants:
             yield from self._told(variant)
+            if variant not in missing:
+                counts.known_result()
+        counts.tokens -= wanted[-1] * seq_len
         if missing:
-            yield from self._gathered(windows, missing, {end for v in variants for end in v.ends})
+            counts.tokens += max(each.end for each in missing) * seq_len
+            yield from self._gathered(windows, missing)
 
     def _wanted(self, variant: Variant) -> list[tuple[EvaluationText, str]]:
         """Addresses of what is told of a variant, with the text: checks first."""
@@ -257,52 +251,45 @@ class _Comparing:
             self.counts.known += 1
             yield p.Learned((other(variant, text, named.key),), (named,))
 
-    def _gathered(
-        self, windows: SetWindows, variants: Sequence[Variant], parts: Collection[int]
-    ) -> Events:
+    def _gathered(self, windows: SetWindows, variants: Sequence[Variant]) -> Events:
         """Go once through the windows; at each number of samples check, quantise and score.
 
         Args:
             windows: of the set.
             variants: that are missing.
-            parts: where windows are divided: the same whatever is missing, since sums of other
-                parts round differently, and samples of them are drawn otherwise.
         """
-        network, counts = self.loaded.network, self.counts
-        second = next((each.first for each in variants if each.first), None)
-        needed = {each.end for each in variants} | ({second} if second else set())
-        stops = sorted(part for part in parts if part <= max(needed))
+        network = self.loaded.network
+        gathering = Gathering(network, windows, self.inputs, self.loaded.batch_tokens, self.counts)
         kept = self.loaded.part(KeptStatistics, KeptStatistics)
-        statistics = kept.find(self._lineage(windows), min(needed))
-        if statistics is None:
-            statistics = SetStatistics(network, self.inputs, windows.seed)
-        later = None
-        for stop in stops:
-            if (start := statistics.samples) < stop:
-                fresh = SetStatistics(network, self.inputs, windows.seed + start)
-                ids = self._batches(windows.ids[start:stop])
-                said = f"{windows.name} {stop} × {windows.seq_len}"
-                yield from run_over(network, ids, self.inputs, fresh.take, counts, said)
-                fresh.samples = stop - start
-                statistics.merge(fresh)
-                if second is not None and start >= second:
-                    later = later or SetStatistics(network, self.inputs, windows.seed)
-                    later.merge(fresh)
-                del fresh
-            for variant in [each for each in variants if each.end == stop]:
-                used = statistics if not variant.first else later
-                assert used is not None, "the windows of the second half were gathered"
-                yield from self._variant(variant, used)
+        lineage = self._lineage(windows, gathering.rows)
+        least = min(each.first or each.end for each in variants)
+        known = kept.find(lineage, least)
+        if known is not None:
+            self.counts.tokens -= known.samples * windows.seq_len
+        gathering.begin(0, known)
+        for first in {each.first for each in variants if each.first}:
+            gathering.begin(first)
+        for variant in sorted(variants, key=lambda each: each.end):
+            self.counts.at = variant.said
+            if all(address in self._facts for _, address in self._wanted(variant)):
+                yield from self._told(variant)  # measured a moment ago, as all of a smaller number
+                self.counts.known_result()
+                continue
+            yield from gathering.up_to(variant.end)
+            statistics = yield from gathering.of(variant.first, variant.end)
+            yield from self._variant(variant, statistics)
+            del statistics
+            self.counts.result()
         count = min(KEPT_SETS, self.loaded.budget() // 4 // max(1, self._size))
-        kept.keep(self._lineage(windows), statistics, count)
+        kept.keep(lineage, gathering.whole(0), count)
 
     def _batches(self, ids: Any) -> list[Any]:
         rows = max(1, self.loaded.batch_tokens // ids.shape[1])
         return [each.to(self.loaded.network.device) for each in ids.split(rows)]
 
-    def _lineage(self, windows: SetWindows) -> str:
-        """Identifies the windows of a set, however many: the first is the same."""
-        return repr((windows.name, windows.key(0, 1), self.inputs))
+    def _lineage(self, windows: SetWindows, rows: int) -> str:
+        """Identifies the parts of a set, however many: the first window is the same."""
+        return repr((windows.name, windows.key(0, 1), self.inputs, rows))
 
     # --- one variant --------------------------------------------------------------------------
 
@@ -372,6 +359,7 @@ class _Comparing:
                         self.loaded.network, self._batches(some), self.inputs, half.take,
                         self.counts, text.name,
                     )  # fmt: skip
+                    self.counts.passed += some.numel()
             first, second = (half.energies() for half in halves)
             spread = checks.distance(first, second).mean
             self._energies[text.name] = checks.together(first, second), spread

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine import protocol as p
-from engine.errors import UsageError
+from engine.measure.whole_model import refuse_streamed
 from engine.model.network import Network
 
 Steps = Generator[p.AnyEvent | None, None, Tensor]
@@ -43,11 +43,7 @@ def own_samples(
     Raises:
         UsageError: the model is streamed from disk, once for every token.
     """
-    if network.streamed:
-        raise UsageError(
-            "the model's own samples need the whole model in memory: leave `own` out, or choose "
-            "--dtype bf16 or a device with more memory"
-        )
+    refuse_streamed(network, "the model's own samples", "once for every new token")
     draws = [torch.Generator().manual_seed(seed * 1_000_003 + each) for each in range(samples)]
     first = [torch.randint(tokens, (1,), generator=draw) for draw in draws]
     rows = [torch.stack(first)]

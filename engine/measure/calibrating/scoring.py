@@ -45,11 +45,6 @@ class Variant:
         return self.windows.key(self.first, self.end)
 
     @property
-    def ends(self) -> tuple[int, ...]:
-        """Where the windows begin and end, but for the first."""
-        return (self.first, self.end) if self.first else (self.end,)
-
-    @property
     def said(self) -> str:
         """For progress."""
         half = f", {self.part}" if self.part else ""

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from engine import protocol as p
 from engine.formats.grammar import Format
+from engine.measure.block_loop import reading
 from engine.measure.counts import JobCounts
 from engine.measure.preemption import repeated
 from engine.model.boundary_states import BoundaryStates, CacheSizes, Collected, choose
 from engine.model.lanes import Lane
-from engine.model.memory_tiers import TieredMemory
+from engine.model.memory_tiers import KeptTensor, TieredMemory
 from engine.model.network import Held, Network
 from engine.session import recipe_hash
 
@@ -44,7 +45,8 @@ class BlockInputs(Protocol):
 
 
 class ReferenceInputs:
-    """Inputs of the unchanged network's blocks: the last block asked for, and others that fit.
+    """Inputs of the unchanged network's blocks: the last block asked for, and others that fit; all
+    of them if blocks are streamed, within the budget and then on disk.
 
     Args:
         network: at its reference weights.
@@ -58,17 +60,26 @@ class ReferenceInputs:
         self._network, self._batches = network, batches
         values = sum(ids.numel() for ids in batches) * network.state_size
         size = values * network.dtype.itemsize
-        self._together = size <= budget
+        self._together = size <= budget or network.streamed
         """Whether the states of all micro-batches at one boundary fit."""
-        room = max(0, budget - size)
+        if network.streamed:  # to make a state again, blocks would be read again
+            room = budget
+            self._memory = TieredMemory(network.device, room)
+            self._memory.use_all()
+        else:
+            room = max(0, budget - size)
+            self._memory = TieredMemory(network.device, room, [])
         self._states = BoundaryStates(
-            TieredMemory(network.device, room, []),
+            self._memory,
             len(network.blocks),
             resumable=network.resumable,
             head_resumable=network.head_resumable,
         )
+        self._states.required = network.streamed
+        self._states.first = network.blocks.outside
         sizes = CacheSizes(blocks=len(network.blocks), state=size, logits=0, head=0.0)
-        self._states.every = choose(sizes, room, None, logits=False).every
+        every = 1 if network.streamed else choose(sizes, room, None, logits=False).every
+        self._states.every = every
         self._asked: dict[int, Lane] = {}
         """Micro-batches at the block asked for last."""
 
@@ -79,7 +90,11 @@ class ReferenceInputs:
         lanes = {batch: self._lane(batch, block) for batch in range(len(self._batches))}
         self._asked.clear()
         start = min((lane.at for lane, _ in lanes.values()), default=block)
-        for stretch in self._network.stretches(start, block):
+        stretches = self._network.stretches(start, block)
+        stage = counts.stage("calibrating", len(stretches))
+        for done, stretch in enumerate(stretches):
+            if self._network.streamed:
+                yield stage.step(done, detail=reading(stretch, len(self._network.blocks)))
             with self._network.at_hand(stretch):
                 for lane, _ in lanes.values():
                     if lane.at < stretch.stop:
@@ -109,6 +124,14 @@ class ReferenceInputs:
         self._keep(batch, lane, passed)
         return lane.reached()
 
+    def waiting(self, _block: int, state: Tensor) -> KeptTensor | None:
+        """Keep the state of a lane that waits while others run, if blocks are streamed.
+
+        Raises:
+            EngineError: there is no room.
+        """
+        return self._memory.must_put(state) if self._network.streamed else None
+
     def _lane(self, batch: int, block: int) -> tuple[Lane, Collected]:
         """A micro-batch at the nearest boundary up to a block, and the states cached on its way."""
         nearest = self._states.nearest(batch, block)
@@ -117,7 +140,11 @@ class ReferenceInputs:
         if asked is not None and nearest < asked.at <= block:
             nearest, state = asked.at, asked.reached()
         passed = self._states.collect()
-        return Lane(self._network, self._batches[batch], nearest, state, take=passed.take), passed
+
+        def take(k: int, state: Tensor) -> KeptTensor | None:
+            return passed.take(k, state) or self.waiting(k, state)
+
+        return Lane(self._network, self._batches[batch], nearest, state, take=take), passed
 
     def _keep(self, batch: int, lane: Lane, passed: Collected) -> None:
         self._states.keep(batch, passed, self._states, len(self._network.blocks))
@@ -153,7 +180,8 @@ class RecipeInputs:
         once from the first block to the last."""
         self._first = min(network.layers[name].start for name in formats)
         self._at = -2
-        self._states: list[Tensor] = []
+        self._states: list[Tensor | KeptTensor | None] = []
+        """Of every micro-batch, the input of the block that the text has reached."""
 
     def unsettled(self, block: int) -> list[str]:
         """Layers before a block that are not quantised yet, first blocks first."""
@@ -196,8 +224,10 @@ class RecipeInputs:
         def step(batch: int, until: int) -> None:
             if batch not in lanes:
                 known = start == self._at
-                state = self._states[batch] if known else self._reference.before(batch, start)
-                lanes[batch] = Lane(network, self._batches[batch], start, state, between)
+                before = self._reference.before
+                state = self._states[batch] if known else before(batch, start)
+                ids, waiting = self._batches[batch], self._reference.waiting
+                lanes[batch] = Lane(network, ids, start, state, between, waiting)
             lanes[batch].advance(until)
 
         for stretch in network.stretches(start, block):
@@ -206,7 +236,7 @@ class RecipeInputs:
                     one = partial(step, batch, stretch.stop)
                     yield from repeated(counts.timed("calibrate_s", one))
                     yield None
-        self._states = [lanes[batch].reached() for batch in range(len(self._batches))]
+        self._states = [lanes[batch].state for batch in range(len(self._batches))]
         self._at = block
         if self.forgets:
             self.settled = {n: h for n, h in self.settled.items() if layers[n].last >= block}
@@ -216,7 +246,8 @@ class RecipeInputs:
         if not self._network.resumable:
             return None
         assert self._at == block, "the text must reach a block before its input is asked for"
-        return self._states[batch]
+        state = self._states[batch]
+        return state if state is None or isinstance(state, Tensor) else state.read()
 
 
 class _InputsOfBlock:

@@ -11,13 +11,14 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from engine import protocol as p
 from engine.checkpoint import Checkpoint
 from engine.errors import EngineError, TextError
+from engine.measure.block_loop import through_blocks
 from engine.measure.counts import JobCounts
 from engine.measure.evaluation.divergence import Positions
 from engine.measure.evaluation.divergence_table import divergence_table
@@ -28,11 +29,14 @@ from engine.measure.evaluation.logits_file import (
     write_header,
 )
 from engine.measure.preemption import repeated
+from engine.model.lanes import Lane
 from engine.model.load import load_network, load_tokenizer
+from engine.model.memory_tiers import TieredMemory
 from engine.model.network import Network
 from engine.service.in_thread import in_thread
 from engine.store import keys
 from engine.texts.bos import adds_bos
+from engine.texts.windows import Windows
 from engine.workspace import Loaded, Opened
 
 STEP = 64
@@ -85,6 +89,7 @@ def score_by_logits(
             checkpoint=checkpoint,
             device=settings.device,
             dtype=settings.dtype,
+            budget=settings.memory_budget,
             trust_remote_code=settings.trust_remote_code,
             follow_links=settings.follow_links,
         )
@@ -94,37 +99,82 @@ def score_by_logits(
     tokenizer = _tokenizer(opened)
     _check(network, len(tokenizer), file, checkpoint.name)
     bos = _bos(tokenizer)
+    ends = yield from _ends(network, file.windows, bos, counts, "measuring")
     parts: list[Positions] = []
     stage = counts.stage("measuring", file.windows.count)
-    for chunk in range(file.windows.count):
-        yield stage.step(chunk, checkpoint.name)
-        step = counts.timed("measure_s", partial(_against, network, file, chunk, bos))
-        parts += yield from repeated(step)
-        yield None
+    with network.at_hand([len(network.blocks)]):  # the head
+        for chunk in range(file.windows.count):
+            yield stage.step(chunk, checkpoint.name)
+            step = counts.timed("measure_s", partial(_against, network, file, chunk, ends))
+            parts += yield from repeated(step)
+            yield None
     fact = p.ArtefactTable(checkpoint.fingerprint, digest, divergence_table(parts))
     yield counts.learnt(key, fact)
 
 
 @torch.no_grad()
-def _against(network: Network, file: LogitsFile, chunk: int, bos: int | None) -> list[Positions]:
+def _against(network: Network, file: LogitsFile, chunk: int, ends: _Ends) -> list[Positions]:
     windows, log_probs = file.windows, file.log_probs(chunk)
     ids, parts = windows.ids[chunk : chunk + 1], []
-    for (a, b), logits in _logits(network, ids, windows.first, bos):
+    for (a, b), logits in _logits(network, ends(chunk), windows.first):
         mine = log_probs[a - windows.first : b - windows.first]
         parts.append(against_file(mine, logits, ids[0, a + 1 : b + 1]))
     return parts
 
 
+class _End(NamedTuple):
+    """A window behind the last block."""
+
+    ids: torch.Tensor
+    """As it was run, ``[1, tokens]``."""
+    state: torch.Tensor
+
+
+_Ends = Callable[[int], _End]
+"""Of the windows, by number; in ``no_grad``."""
+
+
+def _ends(
+    network: Network, windows: Windows, bos: int | None, counts: JobCounts, phase: p.Phase
+) -> Generator[p.AnyEvent | None, None, _Ends]:
+    """Runs windows through the blocks: each when it is asked for, or all of them at once where
+    blocks are streamed.
+
+    Args:
+        windows: of the text.
+        bos: the token that the first of every window is run as, if any.
+        counts: of the job.
+        phase: for progress.
+    """
+
+    def begun(at: int) -> torch.Tensor:
+        ids = windows.ids[at : at + 1].clone()
+        if bos is not None:
+            ids[:, 0] = bos
+        return ids.to(network.device)
+
+    def run(at: int) -> _End:
+        ids = begun(at)
+        return _End(ids, network.final_state(ids, -1, None))
+
+    if not network.streamed:
+        return run
+    memory = TieredMemory(network.device, 0)
+    memory.use_all()
+    lanes = [
+        Lane(network, begun(at), -1, None, take=lambda _k, state: memory.must_put(state))
+        for at in range(windows.count)
+    ]
+    yield from through_blocks(network, lanes, len(network.blocks), counts, "measure_s", None, phase)
+    return lambda at: _End(lanes[at].ids, lanes[at].reached())
+
+
 def _logits(
-    network: Network, ids: torch.Tensor, first: int, bos: int | None
+    network: Network, at: _End, first: int
 ) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
     """Logits of a window from a position on, some positions at a time, on the CPU."""
-    begun = ids.clone()
-    if bos is not None:
-        begun[:, 0] = bos
-    begun = begun.to(network.device)
-    last = network.final_state(begun, -1, None)
-    end = ids.shape[1] - 1
+    begun, last = at
+    end = begun.shape[1] - 1
     for a in range(first, end, STEP):
         b = min(a + STEP, end)
         yield (a, b), network.logits(begun, last, (a, b))[0].float().cpu()
@@ -183,6 +233,7 @@ def save_logits(loaded: Loaded, out: Path, counts: JobCounts) -> Events:
     network, windows, bos = loaded.network, loaded.windows, _bos(_tokenizer(loaded.opened))
     vocabulary = network.config.get_text_config().vocab_size
     first = windows.seq_len // 2
+    ends = yield from _ends(network, windows, bos, counts, "reference")
     stage = counts.stage("reference", windows.count)
     try:
         descriptor, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
@@ -190,11 +241,12 @@ def save_logits(loaded: Loaded, out: Path, counts: JobCounts) -> Events:
         with os.fdopen(descriptor, "wb") as to:
             try:
                 write_header(to, windows, vocabulary)
-                for at in range(windows.count):
-                    yield stage.step(at, out.name)
-                    step = partial(_window, network, windows.ids[at : at + 1], first, bos)
-                    found = yield from repeated(counts.timed("measure_s", step))
-                    write_chunk(to, (each[:, :vocabulary] for each in found))
+                with network.at_hand([len(network.blocks)]):  # the head
+                    for at in range(windows.count):
+                        yield stage.step(at, out.name)
+                        step = partial(_window, network, at, first, ends)
+                        found = yield from repeated(counts.timed("measure_s", step))
+                        write_chunk(to, (each[:, :vocabulary] for each in found))
                 to.flush()
                 os.fsync(to.fileno())
                 part.chmod(0o644)
@@ -207,5 +259,5 @@ def save_logits(loaded: Loaded, out: Path, counts: JobCounts) -> Events:
 
 
 @torch.no_grad()
-def _window(network: Network, ids: torch.Tensor, first: int, bos: int | None) -> list[torch.Tensor]:
-    return [logits for _, logits in _logits(network, ids, first, bos)]
+def _window(network: Network, at: int, first: int, ends: _Ends) -> list[torch.Tensor]:
+    return [logits for _, logits in _logits(network, ends(at), first)]

@@ -13,15 +13,18 @@ import msgspec
 from engine import protocol as p
 from engine.checkpoint import read_layer
 from engine.errors import CheckpointError, EngineError
+from engine.measure.block_loop import cross
 from engine.measure.compare.alone import stored_facts
 from engine.measure.compare.artefact import Artefact, open_artefact
 from engine.measure.compare.by_logits import save_logits as write_logits
 from engine.measure.compare.by_logits import score_by_logits
+from engine.measure.compare.clipping import Clipping, clipping
 from engine.measure.compare.explained import explanation
 from engine.measure.compare.folded import spread
-from engine.measure.compare.rounding import grid_of
+from engine.measure.compare.rounding import Grid, grid_of
 from engine.measure.compare.running import ArtefactRun
-from engine.measure.compare.unfolding import columns_of, confirmed, folded_into
+from engine.measure.compare.turning import turned
+from engine.measure.compare.unfolding import columns_of, confirmed, folded_into, unfolded
 from engine.measure.counts import JobCounts
 from engine.measure.evaluation.divergence import Tally, difference, score_of
 from engine.measure.evaluation.divergence_table import divergence_table
@@ -42,6 +45,8 @@ from engine.workspace import Loaded, Opened
 
 T = TypeVar("T")
 Events = Generator[p.AnyEvent | None, None, None]
+PLAIN = 2.0**-7
+"""Relative error of a plain layer that was rotated alone: its 16 bits, and those of the matrix."""
 
 
 def compare_files(opened: Opened, artefacts: Sequence[str], job: str, logits: str = "") -> Steps:
@@ -193,7 +198,17 @@ def layer_fact(artefact: Artefact, layer: str, group: FoldGroup | None = None) -
         grid = grid_of(arrange(target), levels, doubt=scales.doubt)
         if grid.rounding in ("solved", "other"):
             found = explanation(target, stored, artefact.heads(layer))
+            explained = found is not None
+            turn = turned(artefact, layer, weight, stored, group, explained=explained)
+            if turn is not None:
+                scales = unfolded(artefact, layer, weight, stored, group, turn)
+                grid = grid_of(arrange(scales.into(weight)), levels, doubt=scales.doubt)
     errors = compared(weight, scales.out_of(stored))
+    if scales.turn is not None and artefact.is_plain(layer) and errors.fact.relative < PLAIN:
+        grid = Grid("same", 0.0, 0.0)
+    clipped = Clipping()
+    if found is None and grid.rounding != "same":
+        clipped = clipping(artefact.quantised(layer), scales.into(weight))
     declared, read_as = artefact.reading(layer)
     return p.ArtefactLayer(
         artefact=artefact.checkpoint.fingerprint,
@@ -210,6 +225,13 @@ def layer_fact(artefact: Artefact, layer: str, group: FoldGroup | None = None) -
         mistake="" if found is None else found.mistake,
         factor=1.0 if found is None else found.factor,
         left=math.nan if found is None else found.relative,
+        rotated=" and ".join(scales.turn.kinds) if scales.turn else "",
+        clipped=clipped.share,
+        clipped_input=clipped.input,
+        clipped_in_input=clipped.input_share,
+        clipped_output=clipped.output,
+        clipped_in_output=clipped.output_share,
+        divisor=clipped.divisor,
     )
 
 
@@ -244,8 +266,14 @@ class _Scoring:
         for batch in range(len(self.reference.batches)):
             yield stage.step(batch, self.artefact.checkpoint.name)
             yield from run_reference(self.reference, batch, self.counts)
+            if network.streamed:
+                continue
             tallies.append((yield from self._timed(partial(run.run, batch))))
             yield None
+        if network.streamed:  # a block is read once for all micro-batches
+            crossings = [run.set_out(batch) for batch in range(len(self.reference.batches))]
+            yield from cross(network, crossings, self.counts, phase="measuring")
+            tallies = [run.run(batch) for batch in range(len(self.reference.batches))]
         if whole not in known:
             table = divergence_table(run.positions)
             yield self.counts.learnt(whole, self._fact(tallies, table))
@@ -268,6 +296,7 @@ class _Scoring:
                 checkpoint=artefact.checkpoint,  # as the original settled how to read it
                 device=device,
                 dtype=dtype,
+                budget=settings.memory_budget,
                 trust_remote_code=settings.trust_remote_code,
                 follow_links=settings.follow_links,
                 on_stage=lambda stage: report(
@@ -313,25 +342,30 @@ class _Scoring:
         weight = network.weight(layer)
         # Its inputs, or those of the layer after it, are divided by what it was multiplied by.
         weight = artefact.given_back(layer, scales.into(weight).to(weight.dtype))
-        wins: list[Tally] = []
-        for batch in range(len(self.reference.batches)):
-            left = yield from self._timed(partial(run.restored, batch, layer, weight))
-            wins.append(
-                Tally(
-                    whole[batch].dnll - left.dnll,
-                    whole[batch].kl - left.kl,
-                    whole[batch].agree - left.agree,
-                )
-            )
-            yield None
+        found: dict[int, Tally] = {}
+        batches = range(len(self.reference.batches))
+        if run.network.streamed:
+            crossings = [
+                run.giving_back(batch, layer, weight, partial(found.__setitem__, batch))
+                for batch in batches
+            ]
+            yield from cross(run.network, crossings, self.counts, phase="measuring")
+        for batch in batches:
+            if batch not in found:
+                found[batch] = yield from self._timed(partial(run.restored, batch, layer, weight))
+                yield None
+        wins = [
+            Tally(each.dnll - left.dnll, each.kl - left.kl, each.agree - left.agree)
+            for each, left in ((whole[batch], found[batch]) for batch in batches)
+        ]
         targets = self.reference.windows.targets
-        found = difference(wins, targets)
+        gain = difference(wins, targets)
         return p.LayerRestored(
             artefact=self.mine,
             layer=layer,
-            kl=found.kl.mean,
-            kl_se=found.kl.se,
-            dnll=found.dnll.mean,
-            dnll_se=found.dnll.se,
-            tokens=found.dnll.windows * targets,
+            kl=gain.kl.mean,
+            kl_se=gain.kl.se,
+            dnll=gain.dnll.mean,
+            dnll_se=gain.dnll.se,
+            tokens=gain.dnll.windows * targets,
         )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from engine.errors import CheckpointError
+from engine.measure.block_loop import Crossing
 from engine.measure.evaluation.divergence import Positions, Tally
 from engine.measure.evaluation.reference import Reference
 from engine.model.boundary_states import BoundaryStates
 from engine.model.lanes import Lane
-from engine.model.network import Network
+from engine.model.memory_tiers import KeptTensor
+from engine.model.network import Held, Network
 
 
 class ArtefactRun:
@@ -45,6 +49,8 @@ class ArtefactRun:
         )
         self.states.every = 0
         self._keep = keep
+        if network.streamed:
+            reference.memory.use_all()
         self._tallies: dict[int, Tally] = {}
         self.positions: list[Positions] = []
         """What was found at every position of the micro-batches that were run."""
@@ -56,21 +62,50 @@ class ArtefactRun:
         Raises:
             Preempted: a more urgent job waits; nothing of this call is cached.
         """
-        if batch in self._tallies:
-            return self._tallies[batch]
+        if batch not in self._tallies:
+            crossing = self.set_out(batch)
+            crossing.lane.advance(len(self.network.blocks))
+            crossing.arrive()
+        return self._tallies[batch]
+
+    def set_out(self, batch: int) -> Crossing:
+        """One micro-batch before the embedding, to be run through all blocks."""
         if self._keep:
             room = self.reference.memory.room.left
             self.states.every = self.reference.choose(room, logits=False).every
         collected = self.states.collect()
         ids = self.reference.batches[batch]
-        lane = Lane(self.network, ids, -1, None, take=collected.take)
-        lane.advance(len(self.network.blocks))
-        found: list[Positions] = []
-        tally = self.reference.tally(batch, lane.reached(), {}, self.network, found.append)
-        self.states.keep(batch, collected)
-        self._tallies[batch] = tally
-        self.positions += found
-        return tally
+
+        def take(k: int, state: Tensor) -> KeptTensor | None:
+            return collected.take(k, state) or self._waiting(k, state)
+
+        lane = Lane(self.network, ids, -1, None, take=take)
+
+        @torch.no_grad()
+        def arrive() -> None:
+            found: list[Positions] = []
+            tally = self.reference.tally(batch, lane.reached(), {}, self.network, found.append)
+            self.states.keep(batch, collected)
+            self._tallies[batch] = tally
+            self.positions += found
+
+        return Crossing(lane, arrive)
+
+    def giving_back(
+        self, batch: int, layer: str, weight: Tensor, take: Callable[[Tally], None]
+    ) -> Crossing:
+        """Like `restored`, as a crossing that goes through the blocks together with others."""
+        held: dict[str, Held] = {layer: weight}
+        at = self.states.nearest(batch, self.network.layers[layer].start)
+        state, ids = self.states.read(batch, at), self.reference.batches[batch]
+        lane = Lane(self.network, ids, at, state, held, self._waiting)
+        return Crossing(
+            lane, lambda: take(self.reference.tally(batch, lane.reached(), held, self.network))
+        )
+
+    def _waiting(self, _k: int, state: Tensor) -> KeptTensor | None:
+        """Keep the state of a lane that waits while others run, if its blocks are streamed."""
+        return self.reference.memory.must_put(state) if self.network.streamed else None
 
     @torch.no_grad()
     def restored(self, batch: int, layer: str, weight: Tensor) -> Tally:

@@ -41,6 +41,7 @@ from engine.measure.evaluation.beside import compact_weights
 from engine.measure.evaluation.evaluate import run_recipe, run_reference
 from engine.measure.evaluation.recipe_run import RecipeRun
 from engine.measure.evaluation.reference import Reference, reference_of
+from engine.measure.evaluation.streamed_recipe import StreamedRecipe
 from engine.measure.preemption import repeated
 from engine.model.gradients import (
     Tap,
@@ -69,6 +70,8 @@ class Point:
     state: Callable[[int, int], Tensor]
     """The input of a block on a micro-batch; for ``n_blocks`` the output of the last."""
     held: Mapping[str, Held]
+    settle: Callable[[range], Events[None]] | None = None
+    """If blocks are streamed, makes what is held in some regions, and frees the rest."""
 
     def held_in(self, region: int) -> dict[str, Held]:
         """The weights held in a region, whole: gradients of some are asked for."""
@@ -164,6 +167,8 @@ class BackwardPass:
             for region, cost in zip(regions, costs, strict=True):
                 self._reading = self._said_of(region)
                 with self.network.at_hand([region]):
+                    if point.settle is not None:
+                        yield from point.settle(range(region, region + 1))
                     yield from self._region(point, region, part, begun / whole, cost / whole)
                 begun += cost
                 if number + 1 == len(parts):
@@ -354,6 +359,13 @@ class BackwardPass:
                 and why_not_given(self.loaded, name, format) is None
             }
             what = "every layer of the body in a format, beside the model,"
+        if network.streamed:
+            streamed = StreamedRecipe(self.reference, formats, self._quantised)
+            for batch in self.batches:
+                yield from run_recipe(
+                    streamed.run, batch, self.counts, "estimate_s", streamed.settle
+                )
+            return Point(self.reference, streamed.run.state, streamed.run.recipe, streamed.settle)
         compact = compact_weights(self.reference, formats, what)
         held: dict[str, Held] = {}
         for name, format in formats.items():

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from engine.errors import UsageError
 from engine.formats.grammar import Format, needs_calibration
 from engine.formats.storage import stored_bits
 from engine.measure.calibration.solve import method
 from engine.measure.evaluation.reference import Reference
-from engine.model.memory import check_memory, memory_free, size_of
+from engine.model.memory import check_memory, memory_free
 from engine.model.network import Network
 
 
@@ -22,7 +21,7 @@ def compact_weights(reference: Reference, formats: Mapping[str, Format], what: s
     """Whether weights of a recipe are to be kept in their stored form.
 
     They are where states and whole weights together do not fit what is left of the budget. Those of
-    a streamed network are not: they are kept whole, or not at all.
+    a streamed network are not kept: see `engine.measure.evaluation.streamed_recipe`.
 
     Args:
         reference: of the unchanged network.
@@ -31,18 +30,11 @@ def compact_weights(reference: Reference, formats: Mapping[str, Format], what: s
 
     Raises:
         OutOfMemoryError: there is not even room for those; it says how much is needed.
-        UsageError: blocks are streamed, and the budget does not hold the recipe.
     """
     network = reference.network
     whole = sum(_whole(network, name) for name in formats)
     room = reference.memory.room.left
-    compact = not network.streamed and whole + reference.sizes.states(1) > room
-    if network.streamed and whole > room:
-        raise UsageError(
-            f"{what} takes {size_of(whole)}, and the budget leaves {size_of(room)} beside a model "
-            "whose blocks are streamed from disk: give a larger --memory-budget, estimate with "
-            "--direction degrade, or score the recipe with qtui eval"
-        )
+    compact = whole + reference.sizes.states(1) > room
     needed = sum(_compact(network, *each) for each in formats.items()) if compact else whole
     check_memory(needed, memory_free(network.device), network.device, what=what)
     return compact

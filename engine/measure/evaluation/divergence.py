@@ -32,6 +32,10 @@ class Positions:
     """KL(reference ‖ other), float32."""
     agree: Tensor
     """Whether their first choices are equal, bool."""
+    row: int = 0
+    """Number of the first window within its micro-batch."""
+    first: int = 0
+    """Its first position within the window, from 0."""
 
     def sums(self) -> Tally:
         """Sums over the positions of each window."""

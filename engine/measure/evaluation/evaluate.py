@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
 
 import msgspec
@@ -124,16 +124,37 @@ def run_reference(
 
 
 def run_recipe(
-    run: RecipeRun, batch: int, counts: JobCounts, timing: str = "measure_s"
+    run: RecipeRun,
+    batch: int,
+    counts: JobCounts,
+    timing: str = "measure_s",
+    settle: Callable[[range], Events[None]] | None = None,
 ) -> Generator[p.AnyEvent | None, None, None]:
-    """Run a recipe with known weights on one micro-batch and those that go with it."""
+    """Run a recipe with known weights on one micro-batch and those that go with it.
+
+    Args:
+        run: of the recipe.
+        batch: index of the micro-batch.
+        counts: of the job.
+        timing: what the seconds are counted under.
+        settle: makes the weights of regions as they are reached, where they are not known.
+    """
     if not run.known(batch):
         unknown = [each for each in run.reference.together(batch) if not run.known(each)]
         for each in unknown:
             yield from run_reference(run.reference, each, counts)
         run.plan()
         crossings = [run.set_out(each) for each in unknown]
-        yield from cross(run.reference.network, crossings, counts, timing, phase="measuring")
+        network = run.reference.network
+        end = len(network.blocks)
+
+        def prepare(stretch: range) -> Events[None]:
+            if settle is not None:
+                yield from settle(with_head(stretch, end))
+
+        if all(crossing.lane.at == end for crossing in crossings):
+            yield from prepare(range(end, end))
+        yield from cross(network, crossings, counts, timing, prepare, phase="measuring")
 
 
 def changed(

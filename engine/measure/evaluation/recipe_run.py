@@ -178,13 +178,16 @@ class RecipeRun:
         """Like `measure`, as a crossing that goes through the blocks together with others.
 
         Args:
-            changed: may be extended until the lane reaches their blocks.
+            changed: may be extended until the lane reaches their blocks; so may the recipe be, if
+                blocks are streamed.
             take: called with the result.
             batch, start: see `measure`.
         """
         at = self.states.nearest(batch, start)
         state = self.states.read(batch, at)
-        weights = ChainMap(changed, self._from(at))  # a view: the changes come as it goes
+        streamed = self.reference.network.streamed
+        recipe = self.recipe if streamed else self._from(at)
+        weights = ChainMap(changed, recipe)  # a view: the changes come as it goes
         ids = self.reference.batches[batch]
         waiting = self.reference.waiting
         lane = Lane(self.reference.network, ids, at, state, weights, waiting)

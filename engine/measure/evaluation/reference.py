@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -115,7 +117,11 @@ class Reference:
             self.plan = self.choose(room, logits=True)
             self.states.every = self.plan.every
         collected = self.states.collect()
-        lane = Lane(self.network, self.batches[batch], -1, None, take=collected.take)
+
+        def take(k: int, state: Tensor) -> KeptTensor | None:
+            return collected.take(k, state) or self.waiting(k, state)
+
+        lane = Lane(self.network, self.batches[batch], -1, None, take=take)
         return Crossing(lane, partial(self._arrive, batch, lane, collected))
 
     def together(self, batch: int) -> range:
@@ -132,12 +138,15 @@ class Reference:
     def lanes(self) -> int:
         """How many micro-batches may be in progress at once.
 
-        One if blocks are resident, otherwise as many as an eighth of the budget holds states of.
+        One if blocks are resident. Otherwise as many as an eighth of the budget holds states of; or
+        more, which wait on disk, as long as writing and reading them takes no more bytes than
+        reading the block that they are carried through.
         """
         if not self.network.streamed:
             return 1
-        state = self.sizes.state // len(self.batches)
-        return max(1, self.memory.room.limit // 8 // max(1, state))
+        state = max(1, self.sizes.state // len(self.batches))
+        spilled = self.network.largest_block // (2 * state)
+        return max(1, self.memory.room.limit // 8 // state, spilled)
 
     @torch.no_grad()
     def _arrive(self, batch: int, lane: Lane, collected: Collected) -> None:
@@ -146,15 +155,16 @@ class Reference:
         # Added up on the device: reading a number from it waits for all work before.
         sums = torch.zeros(ids.shape[0], dtype=torch.float64, device=ids.device)
         lses, logits, first = {}, {}, {}
-        for chunk, (a, b) in enumerate(self.chunks):
-            z = self.network.logits(ids, lane.reached(), (a, b)).float()
-            lse = torch.logsumexp(z, -1)
-            target = z.gather(-1, ids[:, a + 1 : b + 1, None]).squeeze(-1)
-            sums += (lse - target).double().sum(-1)
-            lses[batch, chunk] = lse
-            first[batch, chunk] = z.argmax(-1, keepdim=True)
-            if self.plan.logits:
-                logits[batch, chunk] = self.memory.device.put(z)
+        with _head_of(self.network):
+            for chunk, (a, b) in enumerate(self.chunks):
+                z = self.network.logits(ids, lane.reached(), (a, b)).float()
+                lse = torch.logsumexp(z, -1)
+                target = z.gather(-1, ids[:, a + 1 : b + 1, None]).squeeze(-1)
+                sums += (lse - target).double().sum(-1)
+                lses[batch, chunk] = lse
+                first[batch, chunk] = z.argmax(-1, keepdim=True)
+                if self.plan.logits:
+                    logits[batch, chunk] = self.memory.device.put(z)
         nll = sums.cpu()
         check_finite(self.network, ids, nll)
         # All at once, so that an abandoned forward leaves nothing behind.
@@ -203,7 +213,13 @@ class Reference:
         return boundary_state(self, self.states, batch, k)
 
     @torch.no_grad()
-    def measure(self, batch: int, start: int, weights: Mapping[str, Held]) -> Tally:
+    def measure(
+        self,
+        batch: int,
+        start: int,
+        weights: Mapping[str, Held],
+        take: Callable[[Positions], None] | None = None,
+    ) -> Tally:
         """Compare the network holding ``weights`` with the reference on one micro-batch.
 
         Args:
@@ -211,6 +227,7 @@ class Reference:
             start: first block that ``weights`` change: ``-1`` for the embedding, the number of
                 blocks for the head.
             weights: layers' weights by name, oriented as `Network.weight` gives them.
+            take: see `tally`.
 
         Raises:
             Preempted: a more urgent job waits.
@@ -219,7 +236,7 @@ class Reference:
         state = self.states.read(batch, at)
         with self.network.holding(weights):
             last = self.network.final_state(self.batches[batch], at, state)
-        return self.tally(batch, last, weights)
+        return self.tally(batch, last, weights, take=take)
 
     def changed(
         self,
@@ -245,7 +262,6 @@ class Reference:
         """Keep the state of a lane that waits while others run, if blocks are streamed."""
         return self.memory.put(state) if self.network.streamed else None
 
-    @torch.no_grad()
     def tally(
         self,
         batch: int,
@@ -264,8 +280,19 @@ class Reference:
                 model. Of a vocabulary that was padded or cut, the tokens of both are compared.
             take: called with what is found at every position, in some order.
         """
-        ids = self.batches[batch]
         network = self.network if other is None else other
+        with torch.no_grad(), _head_of(self.network), _head_of(network):
+            return self._tally(batch, last, weights, network, take)
+
+    def _tally(
+        self,
+        batch: int,
+        last: Tensor,
+        weights: Mapping[str, Held],
+        network: Network,
+        take: Callable[[Positions], None] | None,
+    ) -> Tally:
+        ids = self.batches[batch]
         if network.head_resumable:  # no block runs again, so weights of blocks need not be held
             end = len(network.blocks)
             after = range(end, end + 1)
@@ -294,7 +321,7 @@ class Reference:
                     first[rows, at],
                 )
                 if take is not None:
-                    take(each)
+                    take(replace(each, row=rows.start, first=a + at.start))
                 found = each.sums()
                 for total, part in zip(sums, (found.dnll, found.kl, found.agree), strict=True):
                     total[rows] += part
@@ -305,12 +332,14 @@ class Reference:
     def new_states(self) -> BoundaryStates:
         """An empty cache for states of these windows, of any weights."""
         network = self.network
-        return BoundaryStates(
+        states = BoundaryStates(
             self.memory,
             len(network.blocks),
             resumable=network.resumable,
             head_resumable=network.head_resumable,
         )
+        states.first = network.blocks.outside
+        return states
 
     def _new_states(self) -> BoundaryStates:
         states = self.new_states()
@@ -346,6 +375,11 @@ class Reference:
             self.memory.weigh(sample, time.perf_counter() - begun)
         reading = self.memory.reading if self.memory.beyond else None
         return choose(sizes, room, reading, logits=logits)
+
+
+def _head_of(network: Network) -> AbstractContextManager[None]:
+    """The head at hand, for several positions."""
+    return network.at_hand([len(network.blocks)])
 
 
 def reference_of(loaded: Loaded) -> Reference:

@@ -27,6 +27,7 @@ from engine.measure.evaluation.divergence import Tally, difference, perplexity
 from engine.measure.evaluation.evaluate import changed, run_recipe, run_reference
 from engine.measure.evaluation.recipe_run import RecipeRun
 from engine.measure.evaluation.reference import Reference, reference_of
+from engine.measure.evaluation.streamed_recipe import StreamedRecipe
 from engine.measure.preemption import repeated
 from engine.measure.sweep.top_k import Evidence, evidence
 from engine.measure.sweep.units import Unit
@@ -119,8 +120,10 @@ class CandidateMeasurement:
             counts: of the job.
         """
         self.loaded, self._table, self._nll = loaded, table, nll
-        self._counts = counts
+        self.counts = counts
+        """Of the job that measures now."""
         self._everything: RecipeRun | None = None
+        self._body: StreamedRecipe | None = None
         network, self._reference = loaded.network, reference_of(loaded)
         self._room = memory_free(network.device) // 4
 
@@ -128,6 +131,11 @@ class CandidateMeasurement:
     def micro_batches(self) -> int:
         """Number of micro-batches."""
         return len(self._reference.batches)
+
+    @property
+    def lanes(self) -> int:
+        """How many candidates are best measured side by side."""
+        return self._reference.lanes
 
     @property
     def windows(self) -> int:
@@ -176,7 +184,7 @@ class CandidateMeasurement:
             if self._table.direction == "degrade":
                 held = yield from self._weights(candidate, keep=keep)
                 tally = yield from changed(
-                    self.loaded, batch, candidate.unit.start, held, self._counts
+                    self.loaded, batch, candidate.unit.start, held, self.counts
                 )
             else:
                 tally = yield from self._given_back(candidate, batch)
@@ -232,7 +240,7 @@ class CandidateMeasurement:
     def prepare(self) -> Generator[p.AnyEvent | None, None, None]:
         """Do before the first candidate what all share: for restore, the quantised network."""
         if self._table.direction == "restore":
-            stage = self._counts.stage("together", self.micro_batches)
+            stage = self.counts.stage("together", self.micro_batches)
             for batch in range(self.micro_batches):
                 if self._everything is not None:
                     yield stage.step(batch)
@@ -240,7 +248,7 @@ class CandidateMeasurement:
 
     def close(self) -> None:
         """Free what all candidates share."""
-        self._everything = None
+        self._everything = self._body = None
 
     def _weights(
         self, candidate: Candidate, *, keep: bool
@@ -258,12 +266,12 @@ class CandidateMeasurement:
     ) -> Generator[p.AnyEvent | None, None, dict[str, Held]]:
         held: dict[str, Held] = {}
         method = needs_calibration(self._table.format)
-        stage = self._counts.stage("calibrating" if method else "quantising", len(layers))
+        stage = self.counts.stage("calibrating" if method else "quantising", len(layers))
         for done, name in enumerate(layers):
             if len(layers) > 1:
                 yield stage.step(done, name, str(self._table.format))
             held[name] = yield from approximated(
-                self.loaded, name, self._table.format, self._counts, compact=compact
+                self.loaded, name, self._table.format, self.counts, compact=compact
             )
             if self.loaded.should_stop():
                 yield None
@@ -278,7 +286,7 @@ class CandidateMeasurement:
         for candidate in due:
             name = candidate.unit.name
             batch = seen[name] = seen.get(name, len(candidate.tallies) - 1) + 1
-            yield from run_reference(reference, batch, self._counts)
+            yield from run_reference(reference, batch, self.counts)
             base: RecipeRun | Reference = reference
             if self._table.direction == "restore":
                 base = yield from self._quantised_body(batch)
@@ -289,6 +297,8 @@ class CandidateMeasurement:
 
         def settle(stretch: range) -> Generator[p.AnyEvent | None, None, None]:
             regions = with_head(stretch, end)
+            if self._body is not None:
+                yield from self._body.settle(regions)
             for name, unit in units.items():
                 own = held[name]
                 passed = [n for n in own if layers[n].start >= 0 and layers[n].last < stretch.start]
@@ -301,7 +311,7 @@ class CandidateMeasurement:
         crossings = [each.set_out(held[each.candidate.unit.name]) for each in ways]
         if all(crossing.lane.at == end for crossing in crossings):
             yield from settle(range(end, end))
-        yield from cross(network, crossings, self._counts, prepare=settle)
+        yield from cross(network, crossings, self.counts, prepare=settle)
         for each in ways:
             each.candidate.tallies.append(each.tally())
 
@@ -309,26 +319,34 @@ class CandidateMeasurement:
         """What a candidate sets a layer to: the format, or its original weight."""
         if self._table.direction == "restore":
             return self.loaded.network.weight(layer)
-        return (yield from self._quantised((layer,)))[layer]
+        return (yield from self._one(layer, self._table.format))
 
     def _quantised_body(self, batch: int) -> Generator[p.AnyEvent | None, None, RecipeRun]:
         """The network with its whole body in the format, run on a micro-batch."""
         reference = self._reference
         if self._everything is None:
             layers = body_holding(self.loaded, self._table.format)
-            what = "every layer of the body in a format, beside the model,"
             formats = dict.fromkeys(layers, self._table.format)
-            compact = compact_weights(reference, formats, what)
-            held = yield from self._quantised(layers, compact=compact)
-            self._everything = RecipeRun(reference, held)
-        yield from run_recipe(self._everything, batch, self._counts)
+            if self.loaded.network.streamed:
+                self._body = StreamedRecipe(reference, formats, self._one)
+                self._everything = self._body.run
+            else:
+                what = "every layer of the body in a format, beside the model,"
+                compact = compact_weights(reference, formats, what)
+                held = yield from self._quantised(layers, compact=compact)
+                self._everything = RecipeRun(reference, held)
+        settle = None if self._body is None else self._body.settle
+        yield from run_recipe(self._everything, batch, self.counts, settle=settle)
         return self._everything
+
+    def _one(self, layer: str, _format: Format) -> Generator[p.AnyEvent | None, None, Held]:
+        return (yield from self._quantised((layer,)))[layer]
 
     def _given_back(
         self, candidate: Candidate, batch: int
     ) -> Generator[p.AnyEvent | None, None, Tally]:
         network, reference = self.loaded.network, self._reference
-        counts = self._counts
+        counts = self.counts
         yield from run_reference(reference, batch, counts)
         everything = yield from self._quantised_body(batch)
         together = everything.tally(batch)

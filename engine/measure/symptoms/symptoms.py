@@ -15,8 +15,9 @@ from engine.formats.grammar import parse_format
 from engine.measure.calibration.calibration import calibration_key, with_scales
 from engine.measure.counts import JobCounts
 from engine.measure.symptoms.continuing import Continuing
-from engine.measure.symptoms.tracing import failing_prompts, trace
+from engine.measure.symptoms.tracing import failing_prompts, healthy_prompts, trace
 from engine.measure.symptoms.weights import recipe_weights
+from engine.measure.whole_model import refuse_streamed
 from engine.model.generation import why_not_cached
 from engine.model.network import Network
 from engine.service.jobs import Steps
@@ -69,12 +70,7 @@ def find_symptoms(
     left = [at for at, (address, _) in enumerate(addresses) if address not in known]
     if not left and not command.why:
         return msgspec.structs.replace(counts.outcome(), result=found)
-    if network.streamed:
-        raise UsageError(
-            "symptoms need the whole model in memory, which is streamed from disk here, once for "
-            "every new token: choose --dtype bf16, a larger --memory-budget, or a device with more "
-            "memory"
-        )
+    refuse_streamed(network, "symptoms", "once for every new token")
     held = yield from recipe_weights(loaded, formats, counts)
     if why := (caching := loaded.part(_Caching, lambda: _Caching(network))).why_not:
         yield p.Notice("info", f"every new token runs the whole text again: {why}")
@@ -95,10 +91,11 @@ def find_symptoms(
             known[address] = fact
             yield counts.learnt(address, fact)
     if command.why:
-        failing = failing_prompts([known[address] for address, _ in addresses], prompts)
+        done = [known[address] for address, _ in addresses]
+        failing = failing_prompts(done, prompts)
         if failing:
             traced = yield from trace(
-                loaded, failing, held, continuing,
+                loaded, failing, healthy_prompts(done, prompts), held, continuing,
                 lambda texts: keys.SymptomRestored(
                     on=loaded.opened.files,
                     recipe=recipe,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from engine.errors import UsageError
 from engine.formats.grammar import Format
 from engine.measure.calibration.approximate import recipe_inputs
 from engine.measure.calibration.block_inputs import Events
@@ -12,6 +11,7 @@ from engine.measure.counts import JobCounts
 from engine.measure.errors.weights_in_use import WeightsInUse
 from engine.measure.evaluation.beside import compact_weights
 from engine.measure.evaluation.reference import reference_of
+from engine.measure.whole_model import refuse_streamed
 from engine.model.network import Held
 from engine.workspace import Loaded
 
@@ -34,11 +34,10 @@ def recipe_weights(
         OutOfMemoryError: the weights do not fit beside the model.
     """
     network = loaded.network
-    if network.streamed:
-        raise UsageError(
-            "this model does not fit in memory and is read block by block, which every new token "
-            "would do again: continue prompts on a machine that holds the whole model"
-        )
+    refuse_streamed(
+        network, "tasks and tables of divergence", "once for every few texts",
+        "score the recipe with qtui eval",
+    )  # fmt: skip
     kept = loaded.part(RecipeWeights, RecipeWeights)
     named = {name: str(format) for name, format in formats.items()}
     if kept.formats == named:

@@ -12,8 +12,10 @@ from engine.report import schema as s
 from engine.report import wording as n
 from engine.report.characters import printable
 from engine.report.page.charts import SHADES, heat_map, histogram_charts, size_chart
+from engine.report.tables.asked import asked_tables
 from engine.report.tables.calibration import legend, matrix, warning_lines
 from engine.report.tables.cells import share
+from engine.report.tables.parts import fallback_sentences
 from engine.report.tables.report import (
     Row,
     facts,
@@ -60,10 +62,13 @@ def report_page(document: s.ReportDocument) -> str:
         used=formats_used(document),
         tried=tried_rows(document),
         finished=finished_rows(document.compared),
+        asked=[] if isinstance(document.asked, UnsetType) else document.asked,
+        tables=asked_tables,
         calibration=_calibration(document),
         wrong=[(each.name, found) for each in document.compared for found in each.findings],
         layers=[_layer(document, layer) for layer in document.layers[:LISTED]],
         left_out=max(0, len(document.layers) - LISTED),
+        fallbacks=fallback_sentences(document.fallbacks),
         protocol=protocol_facts(document),
         commands=document.commands,
     )

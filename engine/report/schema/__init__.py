@@ -11,12 +11,14 @@ from typing import TypeAlias
 
 from engine.report.schema.bench import BenchBatch as BenchBatch
 from engine.report.schema.bench import BenchDocument as BenchDocument
+from engine.report.schema.calibration import AgainstPart as AgainstPart
 from engine.report.schema.calibration import CalibrateDocument as CalibrateDocument
 from engine.report.schema.calibration import CalibratedTextPart as CalibratedTextPart
 from engine.report.schema.calibration import CalibrationSetPart as CalibrationSetPart
 from engine.report.schema.calibration import CalibrationSetsPart as CalibrationSetsPart
 from engine.report.schema.calibration import JudgedPart as JudgedPart
 from engine.report.schema.comparison import ArtefactPart as ArtefactPart
+from engine.report.schema.comparison import ClippedPart as ClippedPart
 from engine.report.schema.comparison import ComparedLayer as ComparedLayer
 from engine.report.schema.comparison import CompareDocument as CompareDocument
 from engine.report.schema.comparison import DivergencePart as DivergencePart
@@ -28,7 +30,9 @@ from engine.report.schema.diagnosis import DriftPart as DriftPart
 from engine.report.schema.diagnosis import ErrorsPart as ErrorsPart
 from engine.report.schema.diagnosis import TriedPart as TriedPart
 from engine.report.schema.evaluation import EvalDocument as EvalDocument
+from engine.report.schema.evaluation import PositionsPart as PositionsPart
 from engine.report.schema.evaluation import RecipePart as RecipePart
+from engine.report.schema.evaluation import TextPart as TextPart
 from engine.report.schema.export import ExportDocument as ExportDocument
 from engine.report.schema.imatrix import ImatrixDocument as ImatrixDocument
 from engine.report.schema.parts import AgreementPart as AgreementPart
@@ -50,6 +54,7 @@ from engine.report.schema.plan import BoundPart as BoundPart
 from engine.report.schema.plan import PlanDocument as PlanDocument
 from engine.report.schema.plan import PredictedPart as PredictedPart
 from engine.report.schema.plan import UnitPart as UnitPart
+from engine.report.schema.report import AskedPart as AskedPart
 from engine.report.schema.report import ReportDocument as ReportDocument
 from engine.report.schema.report import ReportEffect as ReportEffect
 from engine.report.schema.report import ReportLayer as ReportLayer
@@ -72,6 +77,10 @@ from engine.report.schema.sweep import SweepLayer as SweepLayer
 from engine.report.schema.sweep import SweepUnit as SweepUnit
 from engine.report.schema.symptoms import CausePart as CausePart
 from engine.report.schema.symptoms import ChoicePart as ChoicePart
+from engine.report.schema.symptoms import ContrastedChannelPart as ContrastedChannelPart
+from engine.report.schema.symptoms import ContrastedHeadPart as ContrastedHeadPart
+from engine.report.schema.symptoms import ContrastedLayerPart as ContrastedLayerPart
+from engine.report.schema.symptoms import ContrastPart as ContrastPart
 from engine.report.schema.symptoms import CurePart as CurePart
 from engine.report.schema.symptoms import DifferencePart as DifferencePart
 from engine.report.schema.symptoms import LoopPart as LoopPart

@@ -8,6 +8,26 @@ from engine import protocol as p
 from engine.report.schema.parts import FindingPart, Model, Number, Part
 
 
+class AgainstPart(Part, frozen=True, kw_only=True):
+    """The difference of two KLs on the same windows of a text, taken window by window.
+
+    What another draw of the same set would give is in no interval.
+    """
+
+    name: str
+    """The other set."""
+    samples: int
+    """Its windows."""
+    seq_len: int
+    """Tokens of each."""
+    kl: Number
+    """The difference, nats per token."""
+    kl_se: Number
+    """Its standard error over windows."""
+    kl_ci95: tuple[Number, Number]
+    """Student's interval of it: sets differ beyond chance where it lies on one side of 0."""
+
+
 class JudgedPart(Part, frozen=True, kw_only=True):
     """A calibration set on one evaluation text."""
 
@@ -36,6 +56,12 @@ class JudgedPart(Part, frozen=True, kw_only=True):
     """KL with the second half alone."""
     best: bool | UnsetType = UNSET
     """Whether no set is better on this text by more than chance."""
+    above_best: AgainstPart | UnsetType = UNSET
+    """KL above that of the best row on this text; missing for the best."""
+    above_rival: AgainstPart | UnsetType = UNSET
+    """KL above that of the best set with as many samples of the same length; missing for it."""
+    above_more: AgainstPart | UnsetType = UNSET
+    """KL of the next smaller number of samples above this: whether more samples help still."""
     findings: list[FindingPart]
     """What is against the set on this text, the worst first."""
 

@@ -45,6 +45,60 @@ class RecipePart(Part, frozen=True, kw_only=True):
     """Size of the whole artefact."""
 
 
+class PositionsPart(Part, frozen=True, kw_only=True):
+    """A recipe at the positions of windows that have so many tokens before them."""
+
+    first: int
+    """Tokens before the first of these predictions."""
+    last: int
+    """Tokens before the last."""
+    ppl_reference: Number
+    """Perplexity of the unchanged model."""
+    ppl: Number
+    """Perplexity of the recipe."""
+    dnll: Number
+    """Change of NLL, nats per token."""
+    dnll_se: Number
+    """Standard error of ``dnll`` over windows."""
+    kl: Number
+    """KL divergence from the unchanged model, nats per token."""
+    kl_se: Number
+    """Standard error of ``kl`` over windows."""
+
+
+class TextPart(Part, frozen=True, kw_only=True):
+    """A recipe on one evaluation text."""
+
+    name: str
+    """As it was asked for."""
+    text: str
+    """What was read."""
+    text_sha256: str
+    """Hash of it."""
+    tokens: int
+    """Tokens that count."""
+    windows: int
+    """Windows that they are in."""
+    ppl_reference: Number
+    """Perplexity of the unchanged model."""
+    ppl: Number
+    """Perplexity of the recipe."""
+    ppl_ci95: tuple[Number, Number]
+    """95% interval of ``ppl``."""
+    dnll: Number
+    """Change of NLL, nats per token."""
+    dnll_se: Number
+    """Standard error of ``dnll`` over windows."""
+    kl: Number
+    """KL divergence from the unchanged model, nats per token."""
+    kl_se: Number
+    """Standard error of ``kl`` over windows."""
+    top1_agreement: Number
+    """Share of positions where both models have the same top token, 0 to 1."""
+    positions: list[PositionsPart]
+    """By the number of tokens before a prediction, without gaps."""
+
+
 class EvalDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.eval/1"):
     """Perplexity and KL of one recipe."""
 
@@ -62,6 +116,8 @@ class EvalDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtu
     """The score of the unchanged model."""
     recipe: RecipePart
     """The recipe's score and size."""
+    texts: list[TextPart] | UnsetType = UNSET
+    """The recipe on each text, where several were named, or figures by position asked for."""
     fallbacks: list[LayerFallback]
     """Layers that do not get a format asked for."""
     timings: dict[str, Number]

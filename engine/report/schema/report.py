@@ -6,8 +6,9 @@ from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
 from engine.report.schema.calibration import CalibrationSetsPart
-from engine.report.schema.comparison import ArtefactPart
+from engine.report.schema.comparison import ArtefactPart, DivergencePart
 from engine.report.schema.diagnosis import DiagnosedLayer
+from engine.report.schema.evaluation import TextPart
 from engine.report.schema.parts import (
     AgreementPart,
     BaselinePart,
@@ -22,6 +23,7 @@ from engine.report.schema.parts import (
     PointPart,
     VerdictPart,
 )
+from engine.report.schema.symptoms import TaskPart
 
 
 class ReportEffect(Part, frozen=True, kw_only=True):
@@ -107,6 +109,19 @@ class ReportPlan(Part, frozen=True, kw_only=True):
     baselines: dict[str, PointPart]
 
 
+class AskedPart(Part, frozen=True, kw_only=True):
+    """What was measured of a recipe besides its score."""
+
+    recipe: str
+    """What it is called."""
+    tasks: list[TaskPart]
+    """That it and the reference answered."""
+    texts: list[TextPart]
+    """That it was scored on, each as a whole and by position."""
+    divergence: DivergencePart | UnsetType = UNSET
+    """llama.cpp's tables of it, on the session's text."""
+
+
 class ReportDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="qtui.report/1"):
     """All that a session knows of a checkpoint, for people who were not there."""
 
@@ -139,6 +154,8 @@ class ReportDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="q
     plan: ReportPlan | UnsetType = UNSET
     compared: list[ArtefactPart]
     """Finished checkpoints compared with it, the best first."""
+    asked: list[AskedPart] | UnsetType = UNSET
+    """Tasks, texts and tables by recipe, in order of arrival; missing if there are none."""
     calibration_sets: list[CalibrationSetsPart] | UnsetType = UNSET
     """Calibration sets that were compared, by method; missing if none were."""
     agreement: dict[str, AgreementPart]

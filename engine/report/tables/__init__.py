@@ -14,6 +14,7 @@ from engine.report.tables.comparison import comparison_markdown as comparison_ma
 from engine.report.tables.comparison import comparison_text as comparison_text
 from engine.report.tables.diagnosis import diagnosis_markdown as diagnosis_markdown
 from engine.report.tables.diagnosis import diagnosis_text as diagnosis_text
+from engine.report.tables.evaluation import eval_markdown as eval_markdown
 from engine.report.tables.evaluation import eval_text as eval_text
 from engine.report.tables.export import export_text as export_text
 from engine.report.tables.imatrix import imatrix_text as imatrix_text

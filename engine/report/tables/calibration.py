@@ -8,12 +8,14 @@ from msgspec import UnsetType
 
 from engine.report import schema as s
 from engine.report.characters import printable
-from engine.report.tables.cells import ppl
+from engine.report.tables.cells import NOT_KNOWN, ppl
 from engine.report.tables.layout import escaped, markdown, paragraphs, table
 from engine.report.tables.parts import about, spent
 
 BEST = "*"
 """Marks a set that no other beats on a text by more than chance."""
+APART = ["set", "samples", "length", "above the best", "of as many samples", "fewer samples cost"]
+"""Headings of the differences on one text."""
 
 
 def calibration_text(document: s.CalibrateDocument) -> str:
@@ -24,6 +26,7 @@ def calibration_text(document: s.CalibrateDocument) -> str:
         _told(document),
         table(headings, rows, {0}),
         legend(document.sets),
+        *_told_apart(document, as_markdown=False),
         "\n".join(warning_lines(document.sets)),
         spent(document.timings, document.resumed),
     )
@@ -37,6 +40,7 @@ def calibration_markdown(document: s.CalibrateDocument) -> str:
         escaped(_told(document)),
         markdown([escaped(each) for each in headings], rows),
         escaped(legend(document.sets)),
+        *_told_apart(document, as_markdown=True),
         "\n".join(f"- {escaped(line)}" for line in warning_lines(document.sets)),
     )
 
@@ -76,6 +80,43 @@ def _cells(judged: s.JudgedPart | None) -> list[str]:
     return [kl, se, ppl(judged.ppl), apart]
 
 
+def differences(text: str, sets: Sequence[s.CalibrationSetPart]) -> list[list[str]]:
+    """Rows under `APART`: how far KL·10³ of each set is above others, each with its interval.
+
+    Args:
+        text: that they were judged on.
+        sets: the rows; those that were not measured are left out.
+    """
+    rows = []
+    for part in sets:
+        for judged in part.texts:
+            if judged.text == text and not isinstance(judged.kl, UnsetType):
+                cut = [printable(part.name), f"{part.samples}", f"{part.seq_len}"]
+                others = (judged.above_best, judged.above_rival, judged.above_more)
+                rows.append([*cut, *map(_against, others)])
+    return rows
+
+
+def _against(found: s.AgainstPart | UnsetType) -> str:
+    if isinstance(found, UnsetType) or found.kl is None:
+        return ""
+    low, high = (NOT_KNOWN if end is None else f"{1000 * end:.2f}" for end in found.kl_ci95)
+    return f"{1000 * found.kl:.2f} ({low} … {high})"
+
+
+def _told_apart(document: s.CalibrateDocument, *, as_markdown: bool) -> list[str]:
+    """A table for each text, with a line about it."""
+    found = []
+    for text in document.texts:
+        rows = differences(text.name, document.sets)
+        if len(rows) < 2:
+            continue
+        said = f"differences of KL·10³ on {printable(text.name)}, window by window, and their 95%"
+        drawn = markdown(APART, rows) if as_markdown else table(APART, rows, {0})
+        found += [escaped(said), drawn] if as_markdown else [f"{said}\n{drawn}"]
+    return found
+
+
 def _told(document: s.CalibrateDocument) -> str:
     protocol = document.protocol
     texts = ", ".join(f"{printable(e.name)} ({e.tokens:,} tokens)" for e in document.texts)
@@ -89,7 +130,7 @@ def _told(document: s.CalibrateDocument) -> str:
 def legend(sets: Sequence[s.CalibrationSetPart]) -> str:
     """What the mark of the best means; empty if none has it."""
     if any(each.best is True for part in sets for each in part.texts):
-        return f"{BEST} no set is better on this text by more than two standard errors"
+        return f"{BEST} no set is better on this text beyond chance (95% interval)"
     return ""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from msgspec import UnsetType
 
@@ -29,8 +29,13 @@ def divergences(
     parts = {name: part for name, part in known.items() if not isinstance(part, UnsetType)}
     if not parts:
         return ""
-    some = list(parts.values())
-    rows = [
+    headings, rows = ["", *map(printable, parts)], divergence_rows(list(parts.values()))
+    return markdown(headings, rows) if as_markdown else table(headings, rows, {0})
+
+
+def divergence_rows(some: Sequence[s.DivergencePart]) -> list[list[str]]:
+    """Rows of names and figures, a column for each model."""
+    return [
         ["Mean PPL(Q)", *(_with(each.ppl, each.ppl_se, 4) for each in some)],
         ["Mean PPL(base)", *(_with(each.ppl_base, each.ppl_base_se, 4) for each in some)],
         ["Mean ln(PPL(Q)/PPL(base))", *(_with(x.ln_ratio, x.ln_ratio_se, 6) for x in some)],
@@ -39,8 +44,6 @@ def divergences(
         ["RMS Δp", *(_of(each.delta_p, "rms", 100.0, 3) for each in some)],
         ["Same top p", *(_with(x.same_top, x.same_top_se, 3, 100.0) for x in some)],
     ]
-    headings = ["", *map(printable, parts)]
-    return markdown(headings, rows) if as_markdown else table(headings, rows, {0})
 
 
 def _quantiles(

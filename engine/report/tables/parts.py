@@ -71,15 +71,20 @@ def additivity_lines(additivity: s.AdditivityPart | UnsetType) -> str:
 
 def fallback_lines(fallbacks: Iterable[s.LayerFallback]) -> str:
     """Layers that do not get the format asked for, in one line where all is the same of several."""
+    return "\n".join(f"fallback: {each}" for each in fallback_sentences(fallbacks))
+
+
+def fallback_sentences(fallbacks: Iterable[s.LayerFallback]) -> list[str]:
+    """Layers that do not get the format asked for, once where all is the same of several."""
     alike: dict[tuple[str, str, str], list[s.LayerFallback]] = {}
     for each in fallbacks:
         why = BLOCK.sub(".*.", each.why)
         alike.setdefault((each.holds or "", each.format, why), []).append(each)
-    return "\n".join(
-        f"fallback: {_some([each.layer for each in some])} {instead(holds, many=len(some) > 1)}, "
+    return [
+        f"{_some([each.layer for each in some])} {instead(holds, many=len(some) > 1)}, "
         f"not {printable(format)}: {printable(why if len(some) > 1 else some[0].why)}"
         for (holds, format, why), some in alike.items()
-    )
+    ]
 
 
 def _some(layers: Sequence[str]) -> str:

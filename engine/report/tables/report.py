@@ -11,9 +11,11 @@ from msgspec import UnsetType
 from engine.report import schema as s
 from engine.report import wording as n
 from engine.report.characters import printable
+from engine.report.tables.asked import asked_markdown
 from engine.report.tables.calibration import legend, matrix, warning_lines
 from engine.report.tables.cells import NOT_KNOWN, share
 from engine.report.tables.layout import escaped, markdown, paragraphs
+from engine.report.tables.parts import fallback_sentences
 
 WORST = 12
 """Layers that are listed with their effects."""
@@ -71,10 +73,7 @@ def report_markdown(document: s.ReportDocument) -> str:
         for row in worst_rows(document)
     ]
     doubts = [escaped(printable(warning)) for warning in document.warnings]
-    doubts += [
-        f"`{_tick(each.layer)}` does not hold {escaped(printable(f'{each.format}: {each.why}'))}"
-        for each in document.fallbacks
-    ]
+    doubts += [escaped(each) for each in fallback_sentences(document.fallbacks)]
     return paragraphs(
         f"# {escaped(printable(name))}",
         markdown(("", ""), facts(document)),
@@ -101,6 +100,7 @@ def report_markdown(document: s.ReportDocument) -> str:
             for each in document.compared
             for found in each.findings
         ),
+        *asked_markdown(document),
         *_calibration(document),
         "## Doubts" if doubts else "",
         "\n".join(f"- {each}" for each in doubts),

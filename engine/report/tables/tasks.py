@@ -26,21 +26,30 @@ def tasks_text(tasks: Sequence[s.TaskPart]) -> list[str]:
 
 def tasks_markdown(tasks: Sequence[s.TaskPart]) -> list[str]:
     """The same as Markdown."""
-    return _paragraphs(tasks, lambda rows: markdown(HEADINGS, rows), fence="```")
+    return _paragraphs(tasks, lambda rows: markdown(HEADINGS, rows), indent="    ")
 
 
 def _paragraphs(
-    tasks: Sequence[s.TaskPart], as_table: Callable[[list[list[str]]], str], fence: str = ""
+    tasks: Sequence[s.TaskPart], as_table: Callable[[list[list[str]]], str], indent: str = ""
 ) -> list[str]:
     if not tasks:
         return []
-    rows = [
+    changed = [changed_items(task) for task in tasks if task.changed_items]
+    return [as_table(task_rows(tasks)), *(indented(each, indent) for each in changed)]
+
+
+def indented(text: str, by: str = "    ") -> str:
+    """Lines that Markdown shows as they are; a name among them cannot end that."""
+    return "\n".join(f"{by}{line}" for line in text.splitlines())
+
+
+def task_rows(tasks: Sequence[s.TaskPart]) -> list[list[str]]:
+    """Rows under `HEADINGS`: every task by each of its metrics."""
+    return [
         _row(task.name, task.items, metric)
         for task in tasks
         for metric in (task, *task.other_metrics)
     ]
-    changed = [_changed(task) for task in tasks if task.changed_items]
-    return [as_table(rows), *(f"{fence}\n{each}\n{fence}" if fence else each for each in changed)]
 
 
 def _row(name: str, items: int, found: s.TaskMetric) -> list[str]:
@@ -67,7 +76,8 @@ def _signed(value: s.Number) -> str:
     return ("+" if value > 0 else "−" if value < 0 else "") + share(abs(value))
 
 
-def _changed(task: s.TaskPart) -> str:
+def changed_items(task: s.TaskPart) -> str:
+    """The first of the items whose answer changed, a few lines for each."""
     lines = [f"{printable(task.name)}: {task.changed} of {task.items} answers changed"]
     for each in task.changed_items[:SHOWN]:
         same = each.reference_right == each.recipe_right

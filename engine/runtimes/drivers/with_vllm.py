@@ -1,9 +1,13 @@
 """vLLM, through its class for offline use.
 
-Written from its documentation and source; the tests use a module with the same signatures, and it
-has not been run with vLLM itself. Requests are added and stepped as its example
-``examples/offline_inference/llm_engine_example.py`` does, so that each step can be timed. Prefixes
-are not cached, or a prompt would be run once.
+Read against the source of vLLM 0.33.0, and never run with vLLM itself: the tests use a module with
+the same signatures. Requests are added and stepped as its example
+``examples/deployment/llm_engine_example.py`` does, so that each step can be timed. The engine works
+in a process of its own, which begins with the first prompt while others are added: the time from
+then until each has a token is that of the prompt. An output bears the name that its request was
+added under (``RequestState.external_req_id``) and, cumulative as is usual, all tokens so far.
+Prefixes are not cached, or a prompt would be run once. ``ignore_eos`` alone keeps a sequence going;
+``min_tokens`` would add a mask to every step.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import os
 import time
 from typing import Any
 
+import vllm
 from vllm import LLM, SamplingParams, TokensPrompt
 
 from engine.runtimes.child import Request, Run
@@ -38,7 +43,9 @@ class Vllm:
         self.vocabulary = int(config.get_vocab_size())
         self.requests = 0
         self.about = {
-            "device": "vllm's own" if device == "auto" else device,
+            "device": str(vllm.platforms.current_platform.device_type)
+            if device == "auto"
+            else device,
             "threads": str(request["threads"]),
             "dtype": str(config.dtype).removeprefix("torch."),
             "quantization": str(config.quantization),
@@ -51,9 +58,8 @@ class Vllm:
         """Greedy; the first token comes with the prompt, so that ``new`` more follow."""
         engine = self.llm.llm_engine
         sampling = SamplingParams(
-            temperature=0.0, ignore_eos=True, max_tokens=new + 1, min_tokens=new + 1,
-            detokenize=False,
-        )  # fmt: skip
+            temperature=0.0, ignore_eos=True, max_tokens=new + 1, detokenize=False
+        )
         made: dict[str, int] = {}
         began = time.perf_counter()
         for prompt in prompts:

@@ -61,6 +61,8 @@ class Calibration(SessionScreen):
         """Whose scores are shown."""
         self._on = self._text = self._top = self._down = 0
         self._asked: Callable[[p.AnyCommand], None] = lambda command: None
+        self._typed = ""
+        """What was typed and is not accepted yet."""
         self.message.legend = (
             f"{glyphs.frontier} none is better", f"{glyphs.finding} something is against it",
             f"{glyphs.plus_minus} standard error",
@@ -197,7 +199,9 @@ class Calibration(SessionScreen):
     def ask_sets(self, asked: Callable[[p.AnyCommand], None]) -> None:
         """Ask for sets, a method and texts."""
         self._asked = asked
+        self._open_prompt("")
 
+    def _open_prompt(self, value: str) -> Prompt:
         def judge(value: str) -> Verdict:
             try:
                 found = parse_ask(value)
@@ -206,21 +210,32 @@ class Calibration(SessionScreen):
             on = f" on {', '.join(found.texts)}" if found.texts else ""
             return Verdict(True, f"{found.method} with {len(found.sets)} sets{on}")
 
-        open_prompt(
-            self,
-            Prompt(
-                "compare sets", complete_sets, judge=judge, kind="calibrate", glyphs=self.glyphs
-            ),
-        )
+        prompt = Prompt(
+            "compare sets", complete_sets, judge=judge, value=value, kind="calibrate",
+            glyphs=self.glyphs,
+        )  # fmt: skip
+        open_prompt(self, prompt)
+        return prompt
 
     def on_prompt_submitted(self, event: Prompt.Submitted) -> None:
         """Sets were named."""
+        self._typed = event.value
         self._asked(parse_ask(event.value))
 
     def before_fold(self, event: p.AnyEvent) -> bool:
         """Say why a comparison was refused or failed."""
         if isinstance(event, p.Refused) and event.command == "Calibrate":
             self.say("warning", event.message)
+            self._mend(event.message)
+        elif isinstance(event, p.JobStarted) and event.kind == "calibrate":
+            self._typed = ""
         elif isinstance(event, p.JobEnded) and event.kind == "calibrate" and event.message:
             self.say("error" if event.status == "failed" else "info", event.message)
         return True
+
+    def _mend(self, why: str) -> None:
+        """Give back what was typed and refused, with the reason below it."""
+        typed, self._typed = self._typed, ""
+        if typed and self.is_current and not self.query(Prompt):
+            prompt = self._open_prompt(typed)
+            prompt.call_after_refresh(prompt.say, Verdict(False, why), loud=True)

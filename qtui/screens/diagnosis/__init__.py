@@ -29,10 +29,14 @@ SCREEN = ScreenSpec(
         Action("diagnosis.left", "left,h", "Left in the map", "Move"),
         Action("diagnosis.right", "right,l", "Right in the map", "Move"),
         Action(
-            "diagnosis.show", "enter", "Show the layer in the table", "View", "show", rank=1,
-            place=1,
+            "diagnosis.show", "enter", "Show layer; take the verdict", "View", "show", rank=1,
+            place=1, words="recommended recipe mix",
         ),
         Action("diagnosis.side", "tab", "Map or findings", "View", "side", rank=2, place=2),
+        Action(
+            "diagnosis.verdict", "V", "Take the mix of the verdict", "Recipe",
+            words="recommended recipe best mixed precision fix",
+        ),
         Action(
             "diagnosis.figure", "c", "Map of the next figure, gallery of the next kind", "View",
             "figure", rank=3, place=3,

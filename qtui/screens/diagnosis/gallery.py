@@ -43,6 +43,11 @@ class GalleryView:
         return self._found.rows[self._at]
 
     @property
+    def on_top(self) -> bool:
+        """Whether the cursor is in the first line."""
+        return self._at < self._across
+
+    @property
     def kind(self) -> str:
         """Whose layers are shown."""
         return self._found.kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from typing import Protocol
 
 from textual import events
 from textual.app import ComposeResult
@@ -15,7 +16,8 @@ from engine.report.figures import Context
 from engine.report.figures.declaration import Figure
 from engine.session import Dirty, Session
 from qtui.screens.diagnosis.gallery import GalleryView
-from qtui.screens.session_screen import SessionScreen
+from qtui.screens.session_screen import ActionHandler, SessionScreen
+from qtui.screens.verdict_taking import VerdictTaking
 from qtui.screens.workbench.effects import ShownEffects
 from qtui.sliced import Sliced
 from qtui.textual_internals import call_after, calling_after
@@ -36,12 +38,23 @@ from qtui.widgets.line import Lines, Words
 SHOWN: frozenset[Dirty] = frozenset(
     {"layers", "weights", "measured", "recipe", "baseline", "errors"}
 )
-WIDE = 120
-"""Columns from which the findings are beside the map."""
+OTHER_LINES = 6
+"""Lines that are neither map nor findings: verdict, two borders, scale, foot."""
+
+
+class DiagnosisHandler(ActionHandler, Protocol):
+    """Runs the diagnosis's actions."""
+
+    @property
+    def verdict(self) -> VerdictTaking:
+        """The cursor on the verdict's line."""
 
 
 class Diagnosis(SessionScreen):
     """What stands out, and where."""
+
+    handler: DiagnosisHandler
+    """Runs the actions: set by `DiagnosisActions`, which knows this screen."""
 
     CSS = """
     Diagnosis { layout: vertical; }
@@ -55,7 +68,6 @@ class Diagnosis(SessionScreen):
         super().__init__(glyphs)
         self._marks = marks or ExportMarks()
         self.verdict = VerdictLine(glyphs, id="verdict")
-        self.verdict.take_key = ""
         self.map, self.scale = Lines(id="map"), Lines(id="scale")
         self.list = Lines(id="findings", wrap=False)
         self.message.legend = (
@@ -90,6 +102,15 @@ class Diagnosis(SessionScreen):
         yield self.scale
         yield self.list
         yield from self.foot()
+
+    def on_mount(self) -> None:
+        """Name the keys that take the verdict."""
+        self.verdict.take_key = self.key("diagnosis.verdict")
+        self.verdict.enter_key = self.key("diagnosis.show")
+
+    def on_verdict_line_clicked(self) -> None:
+        """The verdict was clicked."""
+        self.handler.verdict.clicked()
 
     def on_resize(self, event: events.Resize) -> None:
         """Lay everything out for the new size."""
@@ -182,6 +203,13 @@ class Diagnosis(SessionScreen):
     # --- the cursor ---------------------------------------------------------------------------
 
     @property
+    def on_top(self) -> bool:
+        """Whether there is nothing above the cursor but the verdict."""
+        if not self._in_map:
+            return self._on == 0
+        return self.gallery.on_top if self.gallery.on else self._at[0] == 0
+
+    @property
     def current(self) -> str | None:
         """The layer under the cursor; None for a finding about several."""
         if self._in_map and self.gallery.on:
@@ -246,9 +274,9 @@ class Diagnosis(SessionScreen):
     # --- drawing ------------------------------------------------------------------------------
 
     def _write(self) -> None:
-        width = self.app.size.width - 2
+        width, both = self.app.size.width - 2, self.app.size.height - OTHER_LINES
         if self.gallery.on:
-            room = max(4, (self.app.size.height - 6) * 3 // 5)
+            room = max(4, both * 3 // 5)
             tiles, about = self.gallery.draw(self.session, width, room, here=self._in_map)
             self.map.set_lines(tiles)
             self.scale.set_lines([about])
@@ -256,7 +284,6 @@ class Diagnosis(SessionScreen):
             self.map.set_lines([[("nothing is known of the layers yet", "$dim")]])
             self.scale.set_lines([])
         else:
-            both = self.app.size.height - 6
             listed = self.findings.count(self.found, self.session, width - 2, both)
             most = max(4, both * 3 // 5, both - max(1, listed))
             room = min(len(self._drawn.blocks) + 1, most)
@@ -265,7 +292,7 @@ class Diagnosis(SessionScreen):
                 map_lines(self._drawn, self._at, self._top, width, room, self.glyphs)
             )
             self.scale.set_lines([self._under_cursor(self._drawn)])
-        room = max(1, self.list.size.height)
+        room = max(1, both - len(self.map.lines))  # its size is not that yet
         lines = self.findings.draw(
             self.found, self.session, width - 2, room, None if self._in_map else self._on
         )

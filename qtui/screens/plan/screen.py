@@ -246,7 +246,7 @@ class Plan(SessionScreen):
 
         def judge(value: str) -> Verdict:
             try:
-                budget = parse_budget(value)
+                budget = parse_budget(value, self.session.cache)
             except UsageError as error:
                 return Verdict(False, str(error))
             return Verdict(True, f"plan for {budget}")
@@ -261,7 +261,7 @@ class Plan(SessionScreen):
 
     def on_prompt_submitted(self, event: Prompt.Submitted) -> None:
         """A budget was typed."""
-        self._asked(parse_budget(event.value))
+        self._asked(parse_budget(event.value, self.session.cache))
 
     def before_fold(self, event: p.AnyEvent) -> bool:
         """Say why a plan was refused."""

@@ -12,6 +12,7 @@ from engine.formats.grammar import parse_format
 from engine.session import recipe_hash, running
 from qtui.actions import HOLD, Choice
 from qtui.screens.shared_actions import Chooser, SharedActions
+from qtui.screens.verdict_taking import VerdictTaking
 from qtui.screens.workbench.fixes import Fixes
 from qtui.screens.workbench.screen import Workbench
 from qtui.user.commands import Command
@@ -59,6 +60,7 @@ class WorkbenchActions(SharedActions):
         self.commands = {command.id: command for command in commands}
         self.bench = bench
         bench.handler = self
+        self.verdict = VerdictTaking(self, bench.verdict, up="up", enter="expand", leaving="down")
         self._prompts: Prompts | None = None
         self._unmarked_at = -1
         """The place in the history of recipes when marks were cleared last."""
@@ -86,7 +88,7 @@ class WorkbenchActions(SharedActions):
         "unmark": lambda do: do.unmark(),
         "target": lambda do: do.list_choices("target", do.bench.marks.name),
         "context": lambda do: do.prompts.context(do.tune_for),
-        "verdict": lambda do: do.take_verdict(),
+        "verdict": lambda do: do.verdict.take(),
         "hold": lambda do: do.prompts.format(),
         "sweep": lambda do: do.switch_direction(),
         "sweep_format": lambda do: do.prompts.sweep(do.sweep_and_show),
@@ -159,6 +161,8 @@ class WorkbenchActions(SharedActions):
 
     def perform(self, id: str) -> None:
         """Run an action, or say why that is not possible."""
+        if self.verdict.took(id, first=self.bench.table.cursor == 0):
+            return
         if id.startswith(HOLD) and not self.why_not(id):
             self.hold(id.removeprefix(HOLD))
         elif id in self.commands and not self.why_not(id):
@@ -193,7 +197,7 @@ class WorkbenchActions(SharedActions):
             case "activations" if session.model is None:
                 return "the model is not loaded yet"
             case "verdict":
-                return self._why_no_mix()
+                return self.verdict.why_not()
             case "retry" if not bench.failed:
                 if self._unfinished() is None:
                     return "nothing has failed and no sweep is unfinished"
@@ -206,22 +210,6 @@ class WorkbenchActions(SharedActions):
         return super().why_not(id)
 
     # --- moving and choosing ------------------------------------------------------------------
-
-    def _why_no_mix(self) -> str:
-        found = self.bench.verdict.found
-        if found is None:
-            return "no verdict yet: it comes once all layers are estimated"
-        if not found.mix:
-            return "the verdict knows no better format"
-        return "it is the current recipe" if found.mix == self.session.changed else ""
-
-    def take_verdict(self) -> None:
-        """Set the recipe that the verdict found."""
-        found = self.bench.verdict.found
-        assert found is not None
-        self.app_wide("unfreeze")
-        self.ask(p.SetRecipe(found.mix))
-        self.say("info", f"taken: {self.bench.key('undo')} goes back")
 
     def move(self, rows: int) -> None:
         """Move the cursor."""
@@ -263,7 +251,7 @@ class WorkbenchActions(SharedActions):
 
     def tune_for(self, **said: Any) -> None:
         """Have the session remember what the recipe is tuned for; see `TuneFor`."""
-        now = self.session.tuned_for or p.TunedFor()
+        now = self.session.tuning
         known = {"target": now.target, "context": now.context, "batch": now.batch}
         self.ask(p.TuneFor(**{**known, **said}))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from qtui.screens.session_screen import ActionHandler
+from qtui.screens.verdict_taking import VerdictTaking
 from qtui.widgets.prompt.prompt import Prompt
 
 
@@ -31,3 +32,7 @@ class WorkbenchHandler(ActionHandler, Protocol):
     @property
     def prompts(self) -> PromptListener:
         """What is typed at the foot."""
+
+    @property
+    def verdict(self) -> VerdictTaking:
+        """The cursor on the verdict's line."""

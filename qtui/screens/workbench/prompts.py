@@ -282,7 +282,7 @@ class Prompts:
         """Prompt for a context and a batch, whose cache is counted beside the weights."""
         self._end()
         bench = self.bench
-        now = bench.session.tuned_for
+        now = bench.session.tuning
 
         def judge(value: str) -> Verdict:
             try:
@@ -302,7 +302,7 @@ class Prompts:
             context, batch = parse_context(value)
             tune_for(context=context, batch=batch)
 
-        typed = f"{now.context} {now.batch}" if now is not None and now.context else ""
+        typed = f"{now.context} {now.batch}" if now.context else ""
         prompt = Prompt(
             "context", judge=judge, value=typed, kind="context", glyphs=bench.glyphs,
             placeholder="tokens, and sequences of them: 32k, or 32k 4; nothing counts no cache",

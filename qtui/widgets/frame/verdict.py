@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 from rich.cells import cell_len
+from textual.message import Message
 
 from engine.diagnosis.serving import Serving
 from engine.diagnosis.verdict import Steps, Verdict, verdict_in_steps
@@ -41,8 +43,13 @@ class VerdictLine(Lines):
     """One line, which is there from the start: nothing below it moves when there is a verdict."""
 
     DEFAULT_CSS = """
-    VerdictLine { height: 1; padding: 0 1; }
+    VerdictLine { height: 1; padding: 0 1 0 0; }
+    VerdictLine.-here { background: $cursor; }
     """
+
+    @dataclass
+    class Clicked(Message):
+        """The line was clicked."""
 
     def __init__(self, glyphs: Glyphs = UNICODE, *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -51,6 +58,10 @@ class VerdictLine(Lines):
         """The verdict that is shown."""
         self.take_key = "V"
         """The key that takes its mix."""
+        self.enter_key = "enter"
+        """The key that takes it while the cursor is on the line."""
+        self.here = False
+        """Whether the cursor is on the line."""
         self._session, self._format = Session(), ""
         self._serving: Serving | None = None
         self._next = 0.0
@@ -103,13 +114,26 @@ class VerdictLine(Lines):
             self._sliced.stop()
             done(None)
 
+    def put_cursor(self, *, here: bool) -> None:
+        """Put the cursor on the line, or take it away."""
+        if here != self.here:
+            self.here = here
+            self.draw()
+
     def draw(self) -> None:
         """Draw the verdict for the width there is."""
+        self.here = self.here and self.found is not None and bool(self.found.mix)
+        self.set_class(self.here, "-here")
         if self.found is None:
-            self.set_lines([[(NONE_YET, "$dim")]])
+            self.set_lines([[(" ", ""), (NONE_YET, "$dim")]])
             return
-        width = self.content_size.width or self.app.size.width - 2
-        self.set_lines([self._words(self.found, width)])
+        width = (self.content_size.width or self.app.size.width - 1) - 1
+        mark = (self.glyphs.cursor, "bold $primary") if self.here else (" ", "")
+        self.set_lines([[mark, *self._words(self.found, width)]])
+
+    def on_click(self) -> None:
+        """The screen decides what a click does."""
+        self.post_message(self.Clicked())
 
     def on_resize(self) -> None:
         """Another width."""
@@ -128,11 +152,12 @@ class VerdictLine(Lines):
             in_short(found, about=about, times=times, others=False, worst=False),
         ]
         for said, helps in forms:
-            key = f"  {self.take_key} takes it" if helps and self.take_key else ""
+            key = f"  {self.enter_key if self.here else self.take_key}" if helps else ""
+            hints = [f"{key} takes it", key, ""] if key else [""]
             if found.mix and found.mix == self._session.changed:
-                key = "  (taken)"
+                hints = ["  (taken)", ""]
             arrow = f" {g.arrow} " if helps else ""
-            for last in (key, ""):
+            for last in hints:
                 if cell_len(said + arrow + helps + last) <= width:
                     return [(said, "bold"), (arrow, "$dim"), (helps, "$better"), (last, "$dim")]
         said, helps = forms[-1]

@@ -11,7 +11,7 @@ import torch
 from engine import protocol as p
 from engine.client import in_process
 from engine.diagnosis.of_calibration import best_sets, calibration_findings
-from engine.measure.calibrating import comparing
+from engine.measure.calibrating import comparing, gathering
 from engine.report.documents import calibrate_document
 from engine.report.tables import calibration_markdown, calibration_text
 from engine.service.commands import spec_of
@@ -131,19 +131,21 @@ def test_what_was_measured_is_known_and_more_samples_run_over_the_new_ones_alone
         return inner(network, batches, *given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(comparing, "run_over", counting)
+    monkeypatch.setattr(gathering, "run_over", counting)
     small = p.Calibrate(sets=("random",), method=GPTQ, samples=(2, 4), halves=False)
     more = p.Calibrate(sets=("random",), method=GPTQ, samples=(2, 4, 7), halves=False)
-    session, seen = calibrated(llama, prose, small, small, more)
+    session, seen = calibrated(llama, prose, small, small, more, batch_tokens=64)
     ended_well(session)
-    # Two and two more; both halves of the evaluation text; then three more, and those halves again.
-    assert ran == [2, 2, 2, 2, 3, 2, 2]
+    # Two and two more, both halves of the evaluation text between; then two, and one of a part that
+    # is cut, and those halves again.
+    assert ran == [2, 2, 2, 2, 2, 1, 2, 2]
     ends = [events[-1] for events in seen]
     assert [(each.measured, each.resumed) for each in ends if isinstance(each, p.JobEnded)] == [
         (4, 0),
         (0, 4),
         (2, 4),
     ]
-    _, (again,) = calibrated(llama, prose, more)
+    _, (again,) = calibrated(llama, prose, more, batch_tokens=64)
     end = again[-1]
     assert isinstance(end, p.JobEnded)
     assert (end.measured, end.resumed) == (0, 6)
@@ -159,19 +161,28 @@ def test_what_halves_tell_is_there_after_a_restart(llama: Path, prose: Path) -> 
         assert client.session.calibrating == session.calibrating
 
 
-def test_a_run_that_was_ended_gives_the_figures_of_one_that_was_not(
+def test_figures_are_the_same_to_the_last_digit_whichever_numbers_were_asked_for(
     llama: Path, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = p.Calibrate(sets=("random",), method=GPTQ, samples=(2, 4, 8))
-    first = p.Calibrate(sets=("random",), method=GPTQ, samples=(2,), halves=False)
-    session, _ = calibrated(llama, prose, whole)
+    """Of a run that was ended, too; parts are of two windows, so that odd numbers cut one."""
+    whole = p.Calibrate(sets=("random",), method=GPTQ, samples=(3, 4, 7))
+    other = p.Calibrate(sets=("random",), method=GPTQ, samples=(4,), halves=False)
+    session, (events,) = calibrated(llama, prose, whole, batch_tokens=64)
+    course = [event for event in events if isinstance(event, p.Progress)]
+    assert {event.total for event in course} == {5}  # three numbers, two halves
+    done = [event.done for event in course]
+    assert done == sorted(done)
+    assert done[-1] >= 4
+    assert any(event.subject == "random 7 × 32, second half measuring" for event in course)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    calibrated(llama, prose, first)
-    resumed, (events,) = calibrated(llama, prose, whole)
+    calibrated(llama, prose, other, batch_tokens=64)
+    resumed, (events,) = calibrated(llama, prose, whole, batch_tokens=64)
     assert isinstance(events[-1], p.JobEnded)
     assert events[-1].resumed > 0
+    assert set(session.calibrating.scores) == set(resumed.calibrating.scores)
     for key, score in session.calibrating.scores.items():
         assert resumed.calibrating.scores[key] == score, key
+    assert resumed.calibrating.checks == session.calibrating.checks
 
 
 def test_a_budget_that_does_not_hold_the_statistics_refuses_them(llama: Path, prose: Path) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from engine.measure.calibrating.course import Course
+from engine.measure.calibrating.gathering import Gathering
 from engine.measure.calibrating.input_sums import InputSums, SetStatistics, run_over
 from engine.measure.calibrating.own_samples import own_samples
+from engine.measure.calibrating.windows import SetWindows
 from engine.measure.calibration.calibration import SAMPLE
 from engine.measure.counts import JobCounts
 from engine.model.inputs import shared_inputs
 from engine.model.load import load_network
 from engine.model.network import Network
 from engine.model.selfcheck import check_on_window
+from engine.texts.text import Text
 from tests import tiny
 
 
@@ -117,17 +123,59 @@ def test_more_windows_cost_a_pass_over_the_new_ones_alone(llama: Network) -> Non
         assert merged.tokens == sums.tokens == 6 * 16
 
 
+def test_sums_of_some_windows_do_not_depend_on_what_else_was_gathered(llama: Network) -> None:
+    """Parts of two windows: to the last digit, and as hooks on plain forwards see them."""
+    ids = tiny.ids(7, 16)
+    windows = SetWindows("set", Text("set", ""), ids, 5)
+    wanted = tuple(gathered(llama, ids[:1]).sums)
+
+    def sums(*asked: tuple[int, int]) -> SetStatistics:
+        counts = Course()
+        gathering = Gathering(llama, windows, wanted, 32, counts)
+        for first in {first for first, _ in asked}:
+            gathering.begin(first)
+        found = SetStatistics(llama, wanted, 0)
+        for first, end in asked:
+            found = _ended(chain(gathering.up_to(end), gathering.of(first, end)))
+            assert found.samples == end - first
+        assert counts.passed >= (found.samples) * 16
+        return found
+
+    def chain(*steps: Generator[Any, None, Any]) -> Generator[Any, None, Any]:
+        found = None
+        for each in steps:
+            found = yield from each
+        return found
+
+    for alone, together in (
+        (((0, 5),), ((0, 1), (0, 3), (0, 4), (0, 5))),
+        (((0, 7),), ((0, 2), (3, 7), (0, 7))),
+        (((3, 7),), ((0, 1), (0, 7), (3, 7))),
+    ):
+        first, end = alone[0]
+        once, again, plain = sums(*alone), sums(*together), gathered(llama, ids[first:end])
+        for name, one in once.sums.items():
+            ours, theirs = one.inputs(), again.sums[name].inputs()
+            assert torch.equal(ours.statistics.gram, theirs.statistics.gram)
+            assert torch.equal(ours.sample.sort(0).values, theirs.sample.sort(0).values)
+            gram = plain.sums[name].inputs().statistics.gram
+            torch.testing.assert_close(ours.statistics.gram, gram, rtol=1e-4, atol=1e-4)
+
+
+def _ended(steps: Generator[Any, None, Any]) -> Any:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
 def test_own_samples_are_drawn_from_the_models_distribution(llama: Network) -> None:
     """Against whole forwards without a cache, with the same random numbers."""
 
     def drawn(samples: int, seq_len: int) -> Tensor:
-        steps = own_samples(llama, samples, seq_len, 3, 257)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                found: Tensor = end.value
-                return found
+        found: Tensor = _ended(own_samples(llama, samples, seq_len, 3, 257))
+        return found
 
     found = drawn(3, 8)
     assert found.shape == (3, 8)

@@ -13,7 +13,7 @@ from engine import protocol as p
 from engine.planning.known import plan_known
 from engine.recipes.file import read_recipe
 from engine.session import Session
-from qtui.cli.plan import _ban, _pair
+from qtui.cli.plan import _ban, _budget, _pair
 from tests.plan.test_proposal import LAYERS, known
 from tests.qtui import replay as r
 from tests.qtui.scripted import install
@@ -52,6 +52,16 @@ def test_the_document_the_table_and_the_recipe_file_agree(
     held = {name: read.resolve(session).get(name, read.default) for name in LAYERS}
     body = {name: held[name] for name in LAYERS if ".layers." in name}
     assert body == {name: document["layers"][name] for name in body}
+
+
+def test_a_card_has_the_cache_of_the_profile_unless_another_is_given() -> None:
+    settings = p.Settings(context=8192, batch=2, cache_bits=8)
+    given = {"context": None, "batch": 4, "cache_bits": None}
+    found = _budget(None, 22.0, None, given, settings)
+    assert found == p.Budget(gib=22.0, context=8192, batch=4, cache_bits=8)
+    nothing = dict.fromkeys(given)
+    assert _budget(4.5, None, None, nothing, settings) == p.Budget(bits=4.5)
+    assert _budget(None, 22.0, None, {"context": 0}, p.Settings()) == p.Budget(gib=22.0)
 
 
 @pytest.mark.parametrize(

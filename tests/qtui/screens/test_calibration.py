@@ -10,6 +10,7 @@ from engine import protocol as p
 from engine.errors import EngineError
 from qtui.screens.calibration.screen import Calibration
 from qtui.views.calibration import METHOD, complete_sets, parse_ask
+from qtui.widgets.prompt.prompt import Prompt
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
 
@@ -107,6 +108,14 @@ async def test_the_cursor_chooses_the_set_and_the_text_that_the_pane_is_about() 
         assert [line.split()[0] for line in curve[1:4]] == ["8", "16", "32"]
         assert "1st half of 32" in screen.curve.text
         assert "more samples would lower it further" in screen.against.text
+        against = screen.against.text
+        # .1 · (2/16 − 2/32) · (1 + .05 · mean of sines, .121)
+        assert "16 samples are KL·10³ 6.29" in against
+        assert "above the best" not in against  # it is the best itself
+        await d.pilot.press("up")
+        await d.until(lambda: screen.row is not None and screen.row.samples == 16)
+        await d.settled()
+        assert "above the best, code 32 × 256" in screen.against.text
 
 
 async def test_sets_are_asked_for_with_a_method_and_texts_and_more_samples_with_a_key() -> None:
@@ -125,6 +134,26 @@ async def test_sets_are_asked_for_with_a_method_and_texts_and_more_samples_with_
         more = d.sent(p.Calibrate)[-1]
         assert isinstance(more, p.Calibrate)
         assert (more.sets, more.samples, more.seq_lens) == (("code",), (64,), (256,))
+
+
+async def test_what_was_refused_is_typed_still_with_the_reason_below() -> None:
+    typed = "code,prise int3-g128+gptq"
+    async with driving(*r.opening(), *r.triaged()) as d:
+        screen = await shown(d)
+        await d.pilot.press("a")
+        await d.paste(typed)
+        await d.pilot.press("enter")
+        await d.until(lambda: d.sent(p.Calibrate) and not screen.query(Prompt))
+        await d.give(p.Refused("Calibrate", "there is no calibration set 'prise'"))
+        await d.until(lambda: screen.query(Prompt))
+        prompt = screen.query_one(Prompt)
+        await d.until(lambda: "there is no calibration set 'prise'" in d.screen())
+        assert prompt.value == typed
+        await d.pilot.press("escape")
+        await d.until(lambda: not screen.query(Prompt))
+        await d.give(p.Refused("Calibrate", "sets are being compared"))  # of another key
+        await d.settled()
+        assert not screen.query(Prompt)
 
 
 def test_what_is_typed_is_read_or_refused_in_a_sentence() -> None:

@@ -137,5 +137,16 @@ def test_finished_checkpoints_are_marks_on_the_frontier() -> None:
     (at,) = [y for y, line in enumerate(text[:-1]) if "C" in line]
     assert at <= 1, "above the frontier"
     assert "C compared" in text[-1]
+    rules = [
+        row._replace(name=name)
+        for row, name in zip(rows, ("uniform", "first-last", "greedy", "Q4_K_M"), strict=False)
+    ]
+    for width, height in ((200, 12), (70, 12), (40, 12), (70, 6)):
+        drawn = frontier_plot([*rows, *rules], None, width, height, UNICODE, [(1_200_000, 0.09)])
+        assert len(drawn) == height
+        lines = ["".join(piece for piece, _ in line) for line in drawn]
+        assert all(len(line) <= width for line in lines)
+        said = ("C compared", "U uniform", "F first-last", "G greedy", "Q Q4_K_M")
+        assert height < 12 or all(any(mark in line for line in lines) for mark in said), lines
     bare = frontier_plot(rows, None, 70, 12, UNICODE)
     assert not any("C" in piece for line in bare[:-1] for piece, _ in line)

@@ -11,6 +11,7 @@ from engine import protocol as p
 from engine.errors import UsageError
 from engine.planning.known import plan_known
 from engine.recipes.changes import whole
+from engine.session import Session
 from qtui.screens.plan.screen import Plan
 from qtui.views.budgets import parse_budget
 from qtui.views.plans import NAMED, changes
@@ -132,6 +133,16 @@ async def test_what_cannot_be_planned_is_said() -> None:
 )
 def test_budgets_are_read_as_people_write_them(typed: str, budget: p.Budget) -> None:
     assert parse_budget(typed) == budget
+
+
+def test_a_size_has_the_cache_that_the_recipe_is_tuned_for() -> None:
+    settings = p.Settings(context=8192, batch=2, cache_bits=8)
+    session = Session(settings=settings)
+    budget = parse_budget("22GiB batch=3", session.cache)
+    assert budget == p.Budget(gib=22.0, context=8192, batch=3, cache_bits=8)
+    assert parse_budget("4.5", session.cache) == p.Budget(bits=4.5)
+    session.tuned_for = p.TunedFor("gguf", 0, 1)  # said to be none, whatever the profile says
+    assert parse_budget("22GiB", session.cache) == p.Budget(gib=22.0, cache_bits=8)
 
 
 @pytest.mark.parametrize(

@@ -64,3 +64,77 @@ def test_a_long_verdict_leaves_words_out_and_cuts_none() -> None:
 
 def test_the_session_of_these_tests_has_a_verdict() -> None:
     assert verdict(known(), "int4-g128") is not None
+
+
+@pytest.mark.parametrize("screen", ["workbench", "diagnosis"])
+async def test_above_the_first_row_is_the_verdict_which_enter_takes(
+    screen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(widget, "LEAST", 0.0)
+    async with driving(*events(), size=(80, 24)) as d:
+        if screen == "diagnosis":
+            await d.pilot.press("D")
+            await d.settled()
+        shown = d.app.screen.query_one(widget.VerdictLine)
+        await d.until(lambda: shown.found is not None)
+        await d.settled()
+        assert "V takes it" in shown.text
+        await d.pilot.press("up")
+        assert shown.here
+        assert shown.text.startswith("▌")
+        assert "⏎ takes it" in shown.text
+        await d.pilot.press("up", "down")
+        assert not shown.here
+        assert "V takes it" in shown.text
+        await d.pilot.press("up", "enter")
+        await d.settled()
+        assert shown.found is not None
+        assert d.link.sent[-1] == p.SetRecipe(shown.found.mix)
+        assert not shown.here
+
+
+async def test_a_click_reaches_the_verdict_and_another_takes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(widget, "LEAST", 0.0)
+    async with driving(*events(), size=(80, 24)) as d:
+        shown, table = d.app.screens.workbench.verdict, d.app.screens.workbench.table
+        await d.until(lambda: shown.found is not None)
+        await d.settled()
+        sent = list(d.link.sent)
+        await d.pilot.click(shown)
+        assert shown.here
+        await d.pilot.click(table, offset=(10, 2))
+        assert not shown.here
+        await d.pilot.click(shown)
+        assert not any(isinstance(each, p.SetRecipe) for each in d.link.sent[len(sent) :])
+        await d.pilot.click(shown)
+        await d.settled()
+        assert shown.found is not None
+        assert d.link.sent[-1] == p.SetRecipe(shown.found.mix)
+
+
+async def test_a_key_for_layers_leaves_the_verdict_and_other_keys_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(widget, "LEAST", 0.0)
+    async with driving(*events(), size=(80, 24)) as d:
+        bench = d.app.screens.workbench
+        await d.until(lambda: bench.verdict.found is not None)
+        await d.pilot.press("up", "ctrl+t")
+        assert bench.verdict.here
+        await d.pilot.press("8")
+        await d.settled()
+        assert not bench.verdict.here
+        assert isinstance(d.link.sent[-1], p.SetFormat)
+        assert d.link.sent[-1].layers == (bench.table.current,)
+
+
+async def test_without_a_mix_the_verdict_is_not_reached() -> None:
+    async with driving(*r.opening(r.listed(LAYERS)), *r.triaged()) as d:
+        await d.pilot.press("up", "enter")
+        await d.settled()
+        assert not d.app.screens.workbench.verdict.here
+        await d.pilot.click(d.app.screens.workbench.verdict)
+        await d.settled()
+        assert "once all layers are estimated" in d.screen()

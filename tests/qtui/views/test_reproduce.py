@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 
 from engine import protocol as p
 from engine.profiles import load_profile
+from engine.report.reproduce import command, commands, not_in_command, quoted
+from engine.session import Job, Session
+from qtui.cli.calibrate import calibrate
 from qtui.cli.options import FormatsOption, Shared, shares_options, split_formats
-from qtui.views.reproduce import command, not_in_command, quoted
 
 app = typer.Typer(pretty_exceptions_enable=False)
 heard: list[tuple[str, tuple[str, ...], p.Settings]] = []
@@ -120,6 +122,50 @@ def test_formats_that_are_said_are_not_said_twice() -> None:
     settings = p.Settings(sweep_formats=("int8",))
     line = command(settings, "demo", "sweep", ["--formats", "nf4"])
     assert line == "qtui sweep demo --profile standard --formats nf4"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        p.Calibrate(sets=("code", "prose")),
+        p.Calibrate(
+            sets=("code", "/a b/x.txt"),
+            method="int3-g128+awq",
+            samples=(8, 16),
+            seq_lens=(128, 256),
+            texts=("/a b/held.txt", "/other.txt"),
+            measure=False,
+            halves=False,
+        ),
+    ],
+)
+def test_compared_calibration_sets_are_compared_again(
+    asked: p.Calibrate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again: list[tuple[str, p.Settings, p.AnyCommand]] = []
+
+    def ran(*given: Any) -> None:
+        again.append(given)
+        raise typer.Exit
+
+    monkeypatch.setattr("qtui.cli.calibrate.run", ran)
+    cli = typer.Typer()
+    cli.command()(calibrate)
+    cli.command()(other)
+    settings = load_profile("quick").settings("quick", calib_tokens=999, seed=3)
+    session = Session(settings=settings, source="/a model")
+    for number in ("1", "2"):  # asked for twice, said once
+        session.jobs[number] = Job(number, "calibrate", "", command=asked)
+    found = commands(session)
+    assert list(found) == ["weights", "sensitivity", "calibration sets", "the workbench"]
+    program, *words = shlex.split(found["calibration sets"])
+    assert program == "qtui"
+    CliRunner().invoke(cli, words, catch_exceptions=False)
+    ((source, given, command),) = again
+    assert (source, command) == ("/a model", asked)
+    expected = {"text": asked.texts[0] if asked.texts else None}
+    expected |= {"seq_len": max(asked.seq_lens)} if asked.seq_lens else {}
+    assert given == msgspec.structs.replace(settings, **expected)
 
 
 @pytest.mark.parametrize("word", ["a b", "it's", "\x1b[2J", "two\nlines", "x\\y\x07'z", "ä\x80"])

@@ -7,12 +7,14 @@ import shlex
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
+import msgspec
+
 from engine.errors import ProfileError
 from engine.profiles import load_profile
-from engine.protocol import Settings
+from engine.protocol import Calibrate, Settings
 from engine.session import Session
 
-Verb: TypeAlias = Literal["open", "triage", "sweep", "eval"]
+Verb: TypeAlias = Literal["open", "triage", "sweep", "eval", "calibrate", "export"]
 
 OPTIONS = (
     ("text", "--text"),
@@ -77,11 +79,41 @@ def command(settings: Settings, source: str, verb: Verb, extra: Sequence[str] = 
 def commands(session: Session) -> dict[str, str]:
     """What measures a session's figures again, by what it gives."""
     settings, source = session.settings, session.source
-    return {
+    found = {
         "weights": command(settings, source, "triage"),
         "sensitivity": command(settings, source, "sweep"),
-        "the workbench": command(settings, source, "open"),
     }
+    asked = [job.command for job in session.jobs.values() if isinstance(job.command, Calibrate)]
+    sets = list(dict.fromkeys(calibration(settings, source, each) for each in asked))
+    for at, line in enumerate(sets, 1):
+        found["calibration sets" if len(sets) == 1 else f"calibration sets, {at}"] = line
+    found["the workbench"] = command(settings, source, "open")
+    return found
+
+
+def calibration(settings: Settings, source: str, asked: Calibrate) -> str:
+    """The command line that compares calibration sets again.
+
+    Args:
+        settings: of the session.
+        source: ``demo``, a folder, or a hub id.
+        asked: what was compared.
+    """
+    plain, usual = _of_the_profile(settings.profile) or Settings(), Calibrate(sets=())
+    words = [word for each in asked.sets for word in ("--sets", each)]
+    if asked.texts:
+        settings = msgspec.structs.replace(settings, text=None)
+        words += [word for each in asked.texts for word in ("--text", each)]
+    if asked.seq_lens:
+        settings = msgspec.structs.replace(settings, seq_len=plain.seq_len)
+        words += ["--seq-len", ",".join(map(str, asked.seq_lens))]
+    if asked.method != usual.method:
+        words += ["--method", asked.method]
+    if asked.samples:
+        words += ["--samples", ",".join(map(str, asked.samples))]
+    words += [] if asked.measure else ["--checks"]
+    words += [] if asked.halves else ["--no-halves"]
+    return command(settings, source, "calibrate", words)
 
 
 def not_in_command(settings: Settings) -> tuple[str, ...]:
