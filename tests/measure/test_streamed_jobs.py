@@ -77,7 +77,10 @@ REFUSED: dict[str, tuple[p.Command, str]] = {
         p.Calibrate(sets=("random",), method="int4-g32+gptq", samples=(2,)),
         f"comparisons of calibration sets {WHOLE}.*qtui eval --calib",
     ),
-    "texts": (p.MeasureTexts(format="int4-g32"), "several texts.* streamed from disk: evaluate one"),
+    "texts": (
+        p.MeasureTexts(format="int4-g32"),
+        "several texts.* streamed from disk: evaluate one",
+    ),
     "own samples": (
         p.Calibrate(sets=("own",), method="int4-g32+gptq", samples=(2,)),
         WHOLE,
