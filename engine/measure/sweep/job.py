@@ -45,6 +45,22 @@ def _steps(context: Context[Workspace], command: p.Sweep) -> Steps:
     )
 
 
+def _units(context: Context[Workspace], command: p.MeasureUnits) -> Steps:
+    from engine.measure.sweep.measured import measure_units
+
+    return (yield from measure_units(context.workspace.need(Loaded), command, context.job))
+
+
+MEASURE_UNITS = JobSpec(
+    command=p.MeasureUnits,
+    kind="units",
+    title=lambda command: f"measure {len(command.units)} units in {command.format}",
+    needs="model",
+    lane="compute",
+    urgency=4,
+    steps=_units,
+)
+
 SWEEP = JobSpec(
     command=p.Sweep,
     kind="sweep",

@@ -49,6 +49,8 @@ class SweepProgress:
         self._counts, self._total, self._finished = counts, total, total - len(left)
         self._shares: dict[str, float] = {}
         self._seen = counts.computed
+        self.hands = 1
+        """How many processes measure."""
         # Sums over what was measured, for the fit: units, work, work², seconds, work × seconds.
         self._n = self._x = self._xx = self._y = self._xy = 0.0
         if math.isfinite(counts.forward):
@@ -100,7 +102,7 @@ class SweepProgress:
             fitted = (self._n * self._xy - self._x * self._y) / spread
             slope = min(max(fitted, 0.0), slope)
             base = (self._y - slope * self._x) / self._n
-        return max(slope * self._left + base * self._units_left, 0.0)
+        return max(slope * self._left + base * self._units_left, 0.0) / self.hands
 
     def event(self, unit: Unit, format: str) -> p.Progress:
         """The current progress; the time left is an upper bound if units may end early."""

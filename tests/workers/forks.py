@@ -1,0 +1,64 @@
+"""Workers that are forked from a process that has torch, and crews that wait for them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Mapping
+
+from engine.workers.channel import Channel
+from engine.workers.crew import Crew
+from engine.workers.local import LocalWorker, Process
+from engine.workers.serving import serve
+from tests.forked import _FORKS
+
+
+class _Fork:
+    """A forked process, as one that `subprocess` started."""
+
+    def __init__(self, theirs: socket.socket) -> None:
+        given = (theirs, dict(os.environ))
+        self._process = _FORKS.Process(target=_serve, args=given, daemon=True)
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("worker", timeout or 0.0)
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+def _serve(connected: socket.socket, environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
+    os.setsid()
+    import torch
+
+    torch.set_num_threads(1)
+    serve(Channel(connected))
+
+
+class ForkedWorker(LocalWorker):
+    """A worker that imports nothing anew."""
+
+    def _started(self, theirs: socket.socket) -> Process:
+        return _Fork(theirs)
+
+
+class PatientCrew(Crew):
+    """A crew whose engine begins once every worker has measured something, or is lost."""
+
+    def take(self) -> list[str]:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (
+                    all(hand.done or hand.status == "lost" for hand in self._hands)
+                    or not self._open
+                )
+            )
+        return super().take()
