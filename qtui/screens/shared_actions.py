@@ -168,7 +168,7 @@ class SharedActions:
         self.ask(p.Plan(budget=budget, forwards=0, to=self.session.tuning.target))
         self.screen.post_message(SessionScreen.ShowScreen(PLAN, expecting=True))
 
-    def typed(self, query: str) -> tuple[str, str]:
+    def typed_plan(self, query: str) -> tuple[str, str]:
         """What a line of the palette asks for that is no action: ``mix 4.5`` is a plan.
 
         Returns:
@@ -227,7 +227,7 @@ class SharedActions:
                 self.perform(id)
 
         def typed(query: str) -> PaletteEntry | None:
-            id, title = self.typed(query)
+            id, title = self.typed_plan(query)
             return PaletteEntry(id, title, group="Recipe", why_not=self.why_not(id)) if id else None
 
         screen.app.push_screen(Palette(entries, screen.glyphs, typed=typed), chosen)
