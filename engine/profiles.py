@@ -11,9 +11,10 @@ import msgspec
 import platformdirs
 import tomli
 
-from engine.errors import FormatError, ProfileError
+from engine.errors import FormatError, ProfileError, UsageError
 from engine.formats.grammar import parse_format
 from engine.protocol import CACHE_BITS, Settings
+from engine.workers.asked import parse_workers
 
 DEFAULT_PROFILE = "standard"
 
@@ -34,6 +35,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     calib_tokens: int
     sigma: float
     unserved: bool = False
+    workers: str = ""
     context: int = 0
     batch: int = 1
     cache_bits: int = 16
@@ -59,6 +61,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "calib_tokens": self.calib_tokens,
             "sigma": self.sigma,
             "unserved": self.unserved,
+            "workers": self.workers,
             "context": self.context,
             "batch": self.batch,
             "cache_bits": self.cache_bits,
@@ -224,6 +227,11 @@ def _checked(path: Path, profile: str, key: str, value: object) -> object:
         low, high = RANGES[key]
         if not low <= found <= high:
             raise ProfileError(f"{where} is {found}, expected {low} to {high}")
+    if key == "workers":
+        try:
+            parse_workers(str(found))
+        except UsageError as error:
+            raise ProfileError(f"{where}: {error}") from error
     if key == "cache_bits" and found not in CACHE_BITS:
         raise ProfileError(f"{where} is {found}, expected 16, 8 or 4")
     for format in found if isinstance(found, tuple) else ():

@@ -14,6 +14,7 @@ import msgspec
 
 from engine import protocol as p
 from engine.diagnosis.detectors import KINDS, Kind
+from engine.diagnosis.of_contrast import diverging, firing
 from engine.diagnosis.of_symptoms import Rate, Shown, alarms, vanishing_refusals
 from engine.session import Session, Traced
 from engine.session.artefact import OUTSIDE
@@ -73,6 +74,8 @@ def causes(
     if traced is not None and traced.restored:
         found += _broken_weights(kind, traced)
         found += _layers(session, kind, traced, formats)
+    if traced is not None and traced.contrast is not None:
+        found += _inside(kind, traced.contrast)
     found += _topics(kind, prompts)
     found += _refusals(prompts)
     return found
@@ -197,6 +200,24 @@ def _next(formats: Sequence[str]) -> Iterator[Cure]:
     if any("+gptq" in each or "+awq" in each for each in formats):
         yield Cure(sentence="calibration text like the prompts that fail (--calib)")
     yield Cure(sentence="more bits where a sweep says that they pay (qtui plan)")
+
+
+def _inside(kind: Kind, contrast: p.SymptomContrast) -> Iterator[Cause]:
+    """Channels that fire, and heads that diverge, only where prompts fail."""
+    for layer, sentence, evidence in firing(contrast):
+        yield Cause(
+            symptom=kind,
+            id="channels",
+            sentence=sentence,
+            layers=(layer,),
+            evidence=evidence,
+            cures=(
+                Cure(sentence=f"calibration text like the prompts that fail for {layer} (--calib)"),
+                Cure(sentence=f"more bits, or a smaller group, for {layer}", layers=(layer,)),
+            ),
+        )
+    for sentence, evidence in diverging(contrast):
+        yield Cause(symptom=kind, id="attention-head", sentence=sentence, evidence=evidence)
 
 
 def _topics(kind: Kind, prompts: Sequence[Shown]) -> Iterator[Cause]:

@@ -82,6 +82,8 @@ def write_folder(form: FolderForm, check: FolderCheck, request: Request) -> Expo
         with atomic_folder(out) as folder:
             copy_files(checkpoint.folder, beside, folder)
             write_json(folder / "config.json", plan.config)
+            if request.card:
+                (folder / "README.md").write_text(request.card, encoding="utf-8")
             if request.check:
                 check.planned(request, plan, folder)
             write_shards(plan.shards, folder, total, request.on_progress)

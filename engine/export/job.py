@@ -152,6 +152,9 @@ def _write(
 ) -> Generator[p.AnyEvent | None, None, Exported]:
     """Write the folder in a thread of its own, one layer in memory at a time."""
     opened, recipe = context.workspace.need(Opened), context.recipe
+    from engine.report.model_card import model_card
+
+    card = model_card(context.session, recipe, command)
 
     def write(report: Callable[[p.Progress], None]) -> Exported:
         from engine.export.writer import writer_of
@@ -175,6 +178,7 @@ def _write(
 
         request = replace(
             _request(context, command),
+            card=card,
             device=choose_device(opened.settings.device)[0],
             on_progress=on_progress,
         )

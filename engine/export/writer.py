@@ -65,6 +65,8 @@ class Request:
     folds: Folds = field(default_factory=Folds)
     """Scales that ``+awq`` and ``+smooth`` fold into the model. Must have those of all layers in
     such formats."""
+    card: str = ""
+    """The model card of a folder, ``README.md``; empty for none."""
     on_progress: OnProgress = lambda _done, _total, _tensor: None
     """Called with the progress."""
 

@@ -29,8 +29,9 @@ from engine.model.source import resolve_model
 from engine.profiles import load_profile
 from engine.service.in_thread import in_thread
 from engine.service.jobs import Outcome, Steps
-from engine.service.process import without_collecting
+from engine.service.process import is_own_process, without_collecting
 from engine.store import keys
+from engine.workers.asked import parse_workers
 from engine.workspace import Loaded, Opened, Workspace
 from engine.workspace.opened import row_bits
 
@@ -112,6 +113,7 @@ def _load_model(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
     """Load the model, and cut the evaluation text into windows."""
     begun = time.perf_counter()
     network = yield from _load_network(opened)
+    _divide_threads(opened.settings, network)
     text, windows = yield from _cut_windows(opened, network)
     from engine.measure.evaluation.divergence import MeanWithError
     from engine.model.fold_groups import fold_groups
@@ -172,10 +174,20 @@ def _load_model(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
         load_s=loaded.load_s,
         interval_factor=MeanWithError(0.0, 1.0, windows.count).half(),
         memory=sum(t.numel() * t.element_size() for t in network.model.parameters()),
+        reading_s=network.reading_s,
         why_not_folded=why_not_folded,
         why_not_gathered=why_not_gathered_of(network),
     )
     return loaded
+
+
+def _divide_threads(settings: p.Settings, network: Network) -> None:
+    """Leave workers on this processor their share of it."""
+    import torch
+
+    processes = parse_workers(settings.workers).processes
+    if network.device.type == "cpu" and processes > 1 and is_own_process():
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
 
 
 def _load_network(opened: Opened) -> Generator[p.AnyEvent | None, None, Network]:
@@ -283,7 +295,8 @@ def _with_and_without(network: Network, ids: Sequence[int], bos: int) -> tuple[f
             with network.at_hand(stretch):
                 for lane in lanes:
                     lane.advance(stretch.stop)
-        whole = [network.logits(lane.ids, lane.reached(), slice(None)) for lane in lanes]
+        with network.at_hand([len(network.blocks)]):  # the head
+            whole = [network.logits(lane.ids, lane.reached(), slice(None)) for lane in lanes]
     else:
         whole = [network.run(window, None) for window in windows]
     found = [

@@ -24,7 +24,7 @@ from engine.measure.estimate.further import Further, further
 from engine.measure.evaluation.evaluate import baseline, forward_seconds, score
 from engine.measure.sweep.agreement import agreement
 from engine.measure.sweep.candidates import SweepTable
-from engine.measure.sweep.sweep import from_store
+from engine.measure.sweep.stored import from_store
 from engine.plan.baselines import baseline_points, baselines
 from engine.plan.decided import check_sizes, decided
 from engine.plan.proposal import bound_of, check_size, frontier_of, planned_units, point_of, solved

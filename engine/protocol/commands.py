@@ -73,6 +73,28 @@ class Sweep(Command, frozen=True):
     """Estimate these formats alone, not the settings' ``estimate_formats`` too."""
 
 
+class MeasureUnits(Command, frozen=True, kw_only=True):
+    """Part of a sweep, for a worker: measure these units alone, each on all windows."""
+
+    format: str
+    direction: Direction
+    by: By
+    units: tuple[str, ...]
+    """By name."""
+    nll: float
+    """Of the unchanged model, nats per token."""
+
+
+class SumWindows(Command, frozen=True, kw_only=True):
+    """Part of an estimate, for a worker: the sums of some windows. Announces `WindowSums`."""
+
+    direction: Direction
+    groups: tuple[tuple[tuple[str, str], ...], ...]
+    """Layers and formats; those of a group are multiplied together."""
+    windows: tuple[int, int]
+    """The first, and the one after the last: whole micro-batches."""
+
+
 class TryFixes(Command, frozen=True):
     """Try other formats on layers: errors of weights and outputs, and KL of those that matter."""
 
@@ -155,7 +177,8 @@ class FindSymptoms(Command, frozen=True, kw_only=True):
     """A file of prompts: an absolute path on the engine's machine."""
     sampling: Sampling = Sampling()
     why: bool = False
-    """Whether layers are given back where the recipe shows symptoms, to find those that cure it."""
+    """Whether layers are given back where the recipe shows symptoms, to find those that cure it,
+    and prompts that show one are compared with others."""
     tasks: tuple[str, ...] = ()
     """To be answered by both: files of JSON lines, absolute paths on the engine's machine, and
     names of lm-eval's tasks."""
@@ -398,6 +421,8 @@ _types: dict[str, type[Command]] = {
             Open,
             Triage,
             Sweep,
+            MeasureUnits,
+            SumWindows,
             Diagnose,
             TryFixes,
             MeasureErrors,

@@ -160,6 +160,8 @@ class ModelReady(Event, frozen=True, kw_only=True):
     """Half a 95% interval in standard errors: Student's t over the windows."""
     memory: int
     """Bytes of the model's weights."""
+    reading_s: float = 0.0
+    """Seconds that reading all blocks once takes, if they are streamed."""
     why_not_folded: dict[str, str] = {}
     """Layers whose inputs no preceding operation can scale, as ``+awq`` and ``+smooth`` require,
     with the reason."""
@@ -331,6 +333,40 @@ class Progress(Transient, frozen=True, kw_only=True):
     detail: str = ""
     """More detail, for display."""
     in_bytes: bool = False
+
+
+class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
+    """A process that takes part in a job."""
+
+    name: str
+    device: str = ""
+    status: Literal["starting", "measuring", "waiting", "lost"] = "starting"
+    subject: str = ""
+    """What it has in hand: a layer, a unit, or windows."""
+    done: int = 0
+    """Pieces of work that it has finished."""
+    per_minute: float = float("nan")
+    """Of these; nan before the first."""
+
+
+class Workers(Transient, frozen=True):
+    """The processes that take part in a job, the engine's own first."""
+
+    replaces: ClassVar[tuple[str, ...]] = ("job",)
+
+    job: str
+    workers: tuple[WorkerState, ...]
+
+
+class WindowSums(Transient, frozen=True, kw_only=True):
+    """What an estimate has summed of some windows for one layer in one format; see `Sums`."""
+
+    layer: str
+    format: str
+    windows: tuple[int, int]
+    """The first, and the one after the last."""
+    parts: tuple[bytes, ...]
+    """Slopes, rows, inputs, and sums across rows: float64, little endian."""
 
 
 class RecipePartial(Transient, frozen=True):
@@ -510,6 +546,8 @@ AnyEvent: TypeAlias = (
     | Learned
     | Stage
     | Progress
+    | Workers
+    | WindowSums
     | RecipePartial
     | Continuing
     | Agreement

@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from engine.protocol.contrast import ContrastedChannel, ContrastedHead, ContrastedLayer
 from engine.protocol.divergence import DivergenceTable, ScoreOnText
 from engine.protocol.keys import By, CalibratedKey, CalibratedOn, Direction, EffectKey
 from engine.protocol.message import Message
@@ -408,6 +409,22 @@ class ArtefactLayer(Fact, frozen=True, gc=False, kw_only=True):
     """What the stored weights are multiplied by, or the steps by which they are off."""
     left: float = float("nan")
     """Its relative error with the mistake undone."""
+    rotated: str = ""
+    """Rotations that were multiplied into it, and taken back for `error`: ``residual stream``,
+    ``heads``, ``input``, with ``and`` between; ``input, not undone`` where the matrix is not
+    known."""
+    clipped: float = float("nan")
+    """Share of the original's weights more than half a step beyond the ends of its grid; nan where
+    they are not known."""
+    clipped_input: int = -1
+    """The input channel with the largest share of clipped weights."""
+    clipped_in_input: float = float("nan")
+    clipped_output: int = -1
+    """The output channel with the largest share of clipped weights."""
+    clipped_in_output: float = float("nan")
+    divisor: float = float("nan")
+    """What the largest weight of a group, or its range, is divided by for its scale, such as 7.5;
+    nan if that is no number that quantisers use."""
     refused: str = ""
     """Why it could not be compared; figures are nan."""
 
@@ -620,6 +637,27 @@ class SymptomCure(Fact, frozen=True, gc=False, kw_only=True):
     """Of them, those that still show a symptom that the reference does not."""
 
 
+class SymptomContrast(Fact, frozen=True, gc=False, kw_only=True):
+    """Prompts that show a symptom against prompts that do not: what differs inside the model.
+
+    On each prompt with what the reference wrote after it: a text that shows no symptom itself.
+    """
+
+    recipe: str
+    prompts: str
+    """See `SymptomRestored`."""
+    failing: int
+    """Prompts that show a symptom which the reference does not."""
+    healthy: int
+    """Prompts that do not; without any there are only heads, by their divergence alone."""
+    channels: tuple[ContrastedChannel, ...] = ()
+    """Those that differ most, first."""
+    layers: tuple[ContrastedLayer, ...] = ()
+    heads: tuple[ContrastedHead, ...] = ()
+    why: str = ""
+    """Why something could not be compared; empty if all was."""
+
+
 class Baseline(Fact, frozen=True, gc=False):
     """The score of the unchanged model."""
 
@@ -816,4 +854,5 @@ AnyFact: TypeAlias = (
     | Continued
     | SymptomRestored
     | SymptomCure
+    | SymptomContrast
 )

@@ -54,6 +54,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     more than seven eighths of it is streamed from disk. Of what weights leave, half is for states
     and logits, a quarter each for calibration and for estimates. None allows all free memory for
     weights, and half of what is left for states and logits."""
+    workers: str = ""
+    """Who measures beside the engine: see `engine.workers.asked`; empty for nobody."""
     seed: int = 0
     fresh: bool = False
     """Measure again, and start a new history of the session."""

@@ -48,6 +48,7 @@ from engine.report.sweep_parts import (
 )
 from engine.report.symptom_parts import (
     cause_part,
+    contrast_part,
     prompt_part,
     rate_part,
     restored_part,
@@ -56,7 +57,7 @@ from engine.report.symptom_parts import (
 from engine.report.task_parts import task_part
 from engine.report.text_parts import text_part
 from engine.report.verdicts import from_weights
-from engine.session import Job, Session
+from engine.session import Job, Session, Traced
 
 ERRORS = "errors.*."
 """Path of a format's errors in a layer's entry."""
@@ -281,11 +282,18 @@ def symptoms_document(
         alarms=len(alarms(prompts)),
         prompts=[prompt_part(each) for each in prompts],
         restored=[] if traced is None else [restored_part(each) for each in traced.ranked()],
+        contrast=_contrast(traced),
         causes=[cause_part(each) for each in causes(session, prompts, traced, list(of))],
         tasks=[task_part(each) for each in found.tasks],
         divergence=UNSET if found.divergence is None else divergence_part(found.divergence),
         timings=_timings(job),
     )
+
+
+def _contrast(traced: Traced | None) -> s.ContrastPart | UnsetType:
+    if traced is None or traced.contrast is None:
+        return UNSET
+    return contrast_part(traced.contrast)
 
 
 def eval_document(

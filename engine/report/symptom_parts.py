@@ -96,6 +96,47 @@ def restored_part(fact: p.SymptomRestored) -> s.RestoredLayer:
     )
 
 
+def contrast_part(fact: p.SymptomContrast) -> s.ContrastPart:
+    """Prompts that fail against prompts that do not."""
+    return s.ContrastPart(
+        failing=fact.failing,
+        healthy=fact.healthy,
+        channels=[
+            s.ContrastedChannelPart(
+                layer=each.layer,
+                channel=each.channel,
+                failing=finite(each.failing),
+                healthy=finite(each.healthy),
+                chance=finite(each.chance),
+                share=finite(each.share),
+                share_healthy=finite(each.share_healthy),
+            )
+            for each in fact.channels
+        ],
+        layers=[
+            s.ContrastedLayerPart(
+                layer=each.layer,
+                failing=finite(each.failing),
+                healthy=finite(each.healthy),
+                chance=finite(each.chance),
+            )
+            for each in fact.layers
+        ],
+        heads=[
+            s.ContrastedHeadPart(
+                block=each.block,
+                module=each.module,
+                head=each.head,
+                failing=finite(each.failing),
+                healthy=finite(each.healthy),
+                chance=finite(each.chance),
+            )
+            for each in fact.heads
+        ],
+        why=fact.why or UNSET,
+    )
+
+
 def cause_part(cause: Cause) -> s.CausePart:
     """Why a recipe shows a symptom."""
     return s.CausePart(

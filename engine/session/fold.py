@@ -83,6 +83,10 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
                 job.seconds_left, job.phase = event.seconds_left, event.phase
                 job.subject, job.format, job.detail = event.subject, event.format, event.detail
             return frozenset({"jobs"})
+        case p.Workers():
+            if (job := session.jobs.get(event.job)) is not None and job.status == "running":
+                job.workers = event.workers
+            return frozenset({"jobs"})
         case p.JobFirst():
             if (job := session.jobs.get(event.job)) is not None:
                 job.place = min(each.place for each in session.jobs.values()) - 1
@@ -152,8 +156,8 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
         case p.Gauges():
             session.gauges = event
             return frozenset({"gauges"})
-        case p.Clients():
-            return frozenset()  # an answer to a question, and no part of the session
+        case p.Clients() | p.WindowSums():
+            return frozenset()  # an answer to who asked, and no part of the session
 
 
 def _opened(session: Session, event: p.Opened) -> frozenset[Dirty]:
@@ -301,7 +305,7 @@ def _job_ended(session: Session, event: p.JobEnded) -> frozenset[Dirty]:
     job.result = event.result
     if event.status == "done":
         job.done = job.total
-    job.seconds_left = 0.0
+    job.seconds_left, job.workers = 0.0, ()
     if event.kind == "open":
         session.stage = None
     if session.continuing is not None and session.continuing.job == event.job:
@@ -369,12 +373,14 @@ def _learn(session: Session, fact: p.AnyFact) -> Dirty:
             | p.LayerRestored()
         ):
             return _compared(session, fact)
-        case p.SymptomRestored() | p.SymptomCure():
+        case p.SymptomRestored() | p.SymptomCure() | p.SymptomContrast():
             traced = session.traced.get(fact.recipe)
             if traced is None or traced.prompts != fact.prompts:
                 traced = session.traced[fact.recipe] = Traced(fact.prompts)
             if isinstance(fact, p.SymptomRestored):
                 traced.restored[fact.unit] = fact
+            elif isinstance(fact, p.SymptomContrast):
+                traced.contrast = fact
             elif fact not in traced.cures:
                 traced.cures = [*traced.cures, fact]
             return "symptoms"

@@ -73,6 +73,8 @@ class Job(msgspec.Struct, forbid_unknown_fields=True):
     timings: dict[str, float] = {}
     result: dict[str, Any] = {}
     """What it returned, as a map; see `read`."""
+    workers: tuple[p.WorkerState, ...] = ()
+    """The processes that take part, the engine's own first; empty if it is alone."""
 
     def read(self, kind: type[Result]) -> Result:
         """What the job returned, as the Struct that it is.
@@ -246,6 +248,8 @@ class Traced(msgspec.Struct, forbid_unknown_fields=True):
     """What giving a layer, or a block, back wins."""
     cures: list[p.SymptomCure] = []
     """Layers given back together, ever more of them."""
+    contrast: p.SymptomContrast | None = None
+    """The prompts that fail against those that do not."""
 
     def ranked(self) -> list[p.SymptomRestored]:
         """Everything that was given back, in the order of `order_of_wins`."""

@@ -514,6 +514,14 @@ class SymptomRestored(Key, frozen=True, kw_only=True):
     calibration: Calibration | None = None
 
 
+class SymptomContrast(SymptomRestored, frozen=True, kw_only=True):
+    """Prompts that show a symptom against others; of no layers."""
+
+    kind = "symptom contrast"
+    others: str
+    """Hash of the prompts that show none, and of what the reference wrote after all of them."""
+
+
 class SymptomCure(SymptomRestored, frozen=True, kw_only=True):
     """Prompts continued again with layers of a recipe given back."""
 

@@ -20,8 +20,10 @@ from qtui.cli.options import (
     NoMouseOption,
     Shared,
     ThemeOption,
+    WorkersOption,
     located_model,
     shares_options,
+    with_workers,
 )
 from qtui.views.text import printable
 
@@ -35,12 +37,15 @@ def open_model(
     theme: ThemeOption = None,
     no_mouse: NoMouseOption = False,
     fps: FpsOption = None,
+    workers: WorkersOption = None,
     *,
     shared: Shared,
 ) -> None:
     """Open MODEL in the terminal interface; without MODEL, its start screen."""
     with reporting_errors():
-        _show(model, shared, ascii=ascii, theme=theme, fps=fps, mouse=not no_mouse)
+        _show(
+            model, shared, ascii=ascii, theme=theme, fps=fps, mouse=not no_mouse, workers=workers
+        )  # fmt: skip
 
 
 @shares_options
@@ -49,12 +54,15 @@ def demo(
     theme: ThemeOption = None,
     no_mouse: NoMouseOption = False,
     fps: FpsOption = None,
+    workers: WorkersOption = None,
     *,
     shared: Shared,
 ) -> None:
     """Open the bundled checkpoint in the terminal interface."""
     with reporting_errors():
-        _show("demo", shared, ascii=ascii, theme=theme, fps=fps, mouse=not no_mouse)
+        _show(
+            "demo", shared, ascii=ascii, theme=theme, fps=fps, mouse=not no_mouse, workers=workers
+        )  # fmt: skip
 
 
 FRAMES = 120
@@ -69,9 +77,11 @@ def _show(
     theme: str | None,
     fps: int | None,
     mouse: bool,
+    workers: str | None,
 ) -> None:
     def resolve(name: str) -> tuple[p.Settings, Profile]:
         settings, profile = msgspec.structs.replace(shared, profile=name).resolve()
+        settings = with_workers(settings, workers)
         return settings, msgspec.structs.replace(profile, fps=fps or profile.fps)
 
     _, profile = resolve(shared.profile)
@@ -95,7 +105,8 @@ def _show(
 
         code = interface(
             source, resolve, shared.profile,
-            ascii=ascii, theme=theme, mouse=mouse, asked=shared != Shared(), started=started,
+            ascii=ascii, theme=theme, mouse=mouse, started=started,
+            asked=shared != Shared() or workers is not None,
         )  # fmt: skip
     except BaseException:
         if started is not None:

@@ -18,6 +18,7 @@ from engine.errors import UsageError
 from engine.profiles import DEFAULT_PROFILE, RANGES, Profile, load_profile
 from engine.protocol import By, Direction, Settings, Sweep
 from engine.texts.naming import on_disk
+from engine.workers.asked import parse_workers
 
 Word = TypeVar("Word", bound=str)
 DTYPES = ("fp32", "fp16", "bf16")
@@ -68,6 +69,14 @@ ByOption = Annotated[
 DrawsOption = Annotated[
     int | None,
     typer.Option("--draws", metavar="N", help="label samples per estimate, 1 to 64"),
+]
+WorkersOption = Annotated[
+    str | None,
+    typer.Option(
+        "--workers",
+        metavar="N|cuda:0,cuda:1|auto",
+        help="processes that measure in a sweep, the engine's own included",
+    ),
 ]
 JsonOption = Annotated[
     str | None,
@@ -283,6 +292,18 @@ def with_draws(settings: Settings, draws: int | None) -> Settings:
     if not low <= draws <= high:
         raise UsageError(f"--draws is {draws}, expected {low:g} to {high:g}")
     return msgspec.structs.replace(settings, draws=draws)
+
+
+def with_workers(settings: Settings, workers: str | None) -> Settings:
+    """The settings with these workers.
+
+    Raises:
+        UsageError: it does not say which.
+    """
+    if workers is None:
+        return settings
+    parse_workers(workers)
+    return msgspec.structs.replace(settings, workers=workers)
 
 
 def _one_of(option: str, given: str, known: Sequence[Word], expected: str = "") -> Word:

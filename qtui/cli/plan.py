@@ -13,6 +13,7 @@ from engine.export.target import listed, targets
 from engine.formats.catalogue import KEPT
 from engine.formats.grammar import parse_format
 from engine.report import documents, tables
+from engine.report.recipe_text import recipe_file
 from engine.store.files import write_whole
 from qtui.cli.exit import check_destination, check_file, print_error, publish, reporting_errors
 from qtui.cli.options import (
@@ -25,7 +26,6 @@ from qtui.cli.options import (
     split_formats,
 )
 from qtui.cli.run import run
-from qtui.saved.recipe import recipe_file
 
 
 @shares_options

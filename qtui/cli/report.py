@@ -22,6 +22,7 @@ from engine.formats.grammar import parse_format
 from engine.report import documents
 from engine.report import schema as s
 from engine.report.report_forms import REPORT_FORMS
+from engine.report.reproduce import commands
 from engine.report.tables.report import report_markdown
 from engine.session import Session
 from engine.store.facts import FactStore
@@ -32,7 +33,6 @@ from engine.store.paths import facts_file, session_name, state_path
 from qtui.cli.exit import check_file, print_error, reporting_errors, terminated_as_interrupted
 from qtui.cli.options import expanded
 from qtui.cli.progress import put
-from qtui.views.reproduce import commands
 
 HISTOGRAMS = 9
 """Layers whose histograms are on a page."""

@@ -13,10 +13,12 @@ from qtui.cli.options import (
     JsonOption,
     ModelArgument,
     Shared,
+    WorkersOption,
     shares_options,
     split_formats,
     sweep_asked,
     with_draws,
+    with_workers,
 )
 from qtui.cli.run import run
 
@@ -29,6 +31,7 @@ def sweep(
     direction: DirectionOption = "degrade",
     by: ByOption = "layer",
     draws: DrawsOption = None,
+    workers: WorkersOption = None,
     json: JsonOption = None,
     *,
     shared: Shared,
@@ -41,7 +44,7 @@ def sweep(
     """
     with reporting_errors():
         settings, _ = shared.resolve()
-        settings = with_draws(settings, draws)
+        settings = with_workers(with_draws(settings, draws), workers)
         check_destination(json)
         wanted = split_formats(formats)
         # With --formats only those are wanted.

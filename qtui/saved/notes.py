@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine import protocol as p
+from engine.report.reproduce import Verb, command, not_in_command
 from engine.report.wording import percent
 from qtui.saved.view import View
-from qtui.views.reproduce import Verb, command, not_in_command
 
 
 def under_cursor(view: View) -> tuple[str, int]:

@@ -16,6 +16,7 @@ import msgspec
 from engine.errors import UsageError
 from engine.report.documents import report_document
 from engine.report.report_forms import REPORT_FORMS
+from engine.report.reproduce import command, commands
 from engine.store.files import write_new, write_whole
 from engine.store.paths import session_name
 from qtui.saved.forms import aligned, as_csv, as_json, as_text
@@ -28,7 +29,6 @@ from qtui.saved.svg import plain_lines, screen_svg, text_of
 from qtui.saved.tables import table_of, why_not
 from qtui.saved.target import target_path
 from qtui.saved.view import Subject, View
-from qtui.views.reproduce import command, commands
 from qtui.views.text import printable
 
 HISTOGRAMS = 9

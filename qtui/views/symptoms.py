@@ -257,6 +257,32 @@ def findings(row: Row, width: int, glyphs: Glyphs) -> list[Words]:
     return lines
 
 
+def contrast_lines(prompts: Prompts, width: int, glyphs: Glyphs) -> list[Words]:
+    """What is most different inside the model where prompts fail, whether or not by chance."""
+    contrast = None if prompts.traced is None else prompts.traced.contrast
+    if contrast is None:
+        return []
+    if not contrast.healthy:
+        return [[(fit("no prompt does not fail: nothing to compare with", width, glyphs), "$dim")]]
+    parts = [
+        *(
+            f"|x| {printable(each.layer)} {each.channel}: {each.failing:.2g} ({each.healthy:.2g})"
+            for each in contrast.channels[:1]
+        ),
+        *(
+            f"error {printable(each.layer)} {each.failing:.0%} ({each.healthy:.0%})"
+            for each in contrast.layers[:1]
+        ),
+        *(
+            f"KL of head {each.head} of block {each.block}: {each.failing:.2g} ({each.healthy:.2g})"
+            for each in contrast.heads[:1]
+        ),
+    ]
+    where = f"of {contrast.failing} that fail (of {contrast.healthy} others): "
+    said = wrap(where + "; ".join(parts), width) if parts else []
+    return [[(fit(line, width, glyphs), "$dim")] for line in said]
+
+
 def cause_lines(found: list[Cause], width: int, glyphs: Glyphs) -> list[Words]:
     """The surest cause, and what helps."""
     lines: list[Words] = []

@@ -1,12 +1,16 @@
 """Symptoms that were planted, and whether they are found, cured, and traced to the damaged layers.
 
     python -m tests.bench.planted_symptoms demo
-    python -m tests.bench.planted_symptoms FOLDER --prompts-file FILE --plants healthy,loop
+    python -m tests.bench.planted_symptoms FOLDER --prompts-file FILE --chat --temperature 0
+    python -m tests.bench.planted_symptoms constructed
 
 Prompts are beginnings of functions and sentences in modules that the demo was not trained on, or
-those of a file. Prints, a plant: prompts where the recipe does what the reference does not, the
-layers that win most, how many of the damaged ones are among the first, and how many prompts still
-fail with those that win most given back. ``healthy`` is `int8` everywhere: each alarm is false.
+those of a file. ``constructed`` is the model of `tests.constructed`, whose symptoms are known.
+Prints, a plant: prompts where the recipe does what the reference does not, the
+layers or sets of them that win most, whether the first is what was damaged, how many prompts still
+fail with some given back, and what is different inside the model where prompts fail. ``healthy`` is
+`int8` everywhere: each alarm is false. ``zeroed`` and ``one-token`` have a head whose scales are
+zero but for one row: the first, or that of a token which the model always finds likely.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from engine import protocol as p
 from engine.client import in_process
 from engine.client.in_process import InProcess
@@ -30,6 +36,7 @@ from engine.measure.symptoms import symptoms
 from engine.session import Session
 from engine.texts.stdlib import modules
 from engine.workspace import Loaded
+from tests import constructed
 
 Plant = Mapping[str, str]
 Events = Generator[Any, None, dict[str, Any]]
@@ -82,12 +89,18 @@ def plants(session: Session, block: int, low: str) -> dict[str, Callable[[], Pla
         "mlp": lambda: of(*named(session, "mlp", block=block)),
         "head": lambda: of(head),
         "zeroed": lambda: body | {head: "int7-channel"},
+        "one-token": lambda: body | {head: "int7-channel"},
     }
 
 
 @contextmanager
-def zeroed() -> Iterator[None]:
-    """Inside, what a recipe has in ``int7-channel`` has scales of zero but for the first row."""
+def zeroed(row: int) -> Iterator[None]:
+    """Inside, what a recipe has in ``int7-channel`` has scales of zero but for one row.
+
+    Args:
+        row: which one; −1 for the token with the largest mean logit after the evaluation text's
+            tokens, and its weight turned to where it is always positive.
+    """
     own = symptoms.recipe_weights
 
     def without(loaded: Loaded, formats: Mapping[str, Format], counts: JobCounts) -> Events:
@@ -95,8 +108,10 @@ def zeroed() -> Iterator[None]:
         found = dict(held)
         for name, format in formats.items():
             if str(format) == "int7-channel":
-                found[name] = loaded.network.weight(name).clone()
-                found[name][1:] = 0
+                weight = loaded.network.weight(name)
+                kept = row if row >= 0 else likeliest(loaded, weight)
+                found[name] = torch.zeros_like(weight)
+                found[name][kept] = weight[kept]
         return found
 
     symptoms.recipe_weights = without
@@ -106,11 +121,19 @@ def zeroed() -> Iterator[None]:
         symptoms.recipe_weights = own
 
 
+def likeliest(loaded: Loaded, head: torch.Tensor) -> int:
+    """The token whose logit is furthest above zero on the evaluation text, by its least one."""
+    ids = loaded.windows.ids[:1]
+    network = loaded.network
+    logits = network.logits(ids, network.final_state(ids, -1, None), (0, ids.shape[1]))
+    return int(logits[0].float().quantile(0.02, 0).argmax())
+
+
 def run(
     engine: InProcess, plant: Plant, file: Path, asked: argparse.Namespace, *, why: bool
 ) -> None:
     """Continue the prompts, and print what was found."""
-    how = p.Sampling(asked.tokens, asked.temperature)
+    how = p.Sampling(asked.tokens, asked.temperature, chat=asked.chat)
     command = p.FindSymptoms(file=str(file), layers=dict(plant), sampling=how, why=why)
     for _ in engine.run(command):
         pass
@@ -133,17 +156,54 @@ def run(
     if why and traced is not None:
         damaged = {name for name, format in plant.items() if format != "int8"}
         ranked = traced.ranked()
-        first = [fact.unit in damaged for fact in ranked[: len(damaged)]]
-        print(f"    damaged among the first {len(damaged)}: {sum(first)}")
+        same = set(ranked[0].layers) == damaged
+        inside = set(ranked[0].layers) <= damaged
+        said = "what was damaged" if same else "part of what was damaged" if inside else "another"
+        print(f"    first: {said}")
         for fact in ranked[:5]:
-            mark = "*" if fact.unit in damaged else " "
+            mark = "*" if set(fact.layers) <= damaged else " "
             print(
                 f"    {mark} {fact.unit} wins {fact.kl:.3f} ± {fact.kl_se:.3f} of {fact.whole:.3f}"
             )
         for cure in traced.cures:
             print(f"    {len(cure.layers)} given back: {cure.left} of {cure.failing} still fail")
+        inside_of(traced.contrast)
     for cause in causes(session, done, traced if why else None, list(set(plant.values()))):
         print(f"    {cause.id}: {cause.sentence}")
+
+
+def inside_of(contrast: p.SymptomContrast | None) -> None:
+    """Print what differs most where prompts fail."""
+    if contrast is None:
+        return
+    print(f"    {contrast.failing} that fail against {contrast.healthy} {contrast.why}")
+    for channel in contrast.channels[:2]:
+        print(
+            f"      channel {channel.channel} of {channel.layer}: {channel.failing:.3g} "
+            f"({channel.healthy:.3g}), chance {channel.chance:.3g}"
+        )
+    for layer in contrast.layers[:2]:
+        print(
+            f"      error of {layer.layer}: {layer.failing:.1%} ({layer.healthy:.1%}), "
+            f"chance {layer.chance:.3g}"
+        )
+    for head in contrast.heads[:2]:
+        print(
+            f"      head {head.head} of block {head.block}: {head.failing:.3g} "
+            f"({head.healthy:.3g}), chance {head.chance:.3g}"
+        )
+
+
+def written(folder: Path) -> tuple[Path, Path, Path]:
+    """The constructed model, its text and its prompts."""
+    model, text, file = constructed.build(folder / "model"), folder / "text.txt", folder / "prompts"
+    text.write_text(" ".join(constructed.says(["n0"], 70)))
+    rows = [
+        {"id": str(at), "prompt": " ".join(each), "topic": each[-1][0]}
+        for at, each in enumerate(constructed.prompts(24))
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return model, text, file
 
 
 def main() -> None:
@@ -159,9 +219,15 @@ def main() -> None:
     given.add_argument("--blocks", default="1")
     given.add_argument("--low", default="int2-channel")
     given.add_argument("--no-why", action="store_true")
+    given.add_argument("--chat", action="store_true")
     asked = given.parse_args()
+    settings = p.Settings(tokens=512, seq_len=256)
+    if asked.model == "constructed":
+        made = tempfile.TemporaryDirectory()
+        model, text, asked.prompts_file = written(Path(made.name))
+        asked.model, settings = str(model), p.Settings(text=str(text), tokens=64, seq_len=32)
     engine = in_process(asked.model)
-    for event in engine.run(p.Open(asked.model, p.Settings(tokens=512, seq_len=256))):
+    for event in engine.run(p.Open(asked.model, settings)):
         if isinstance(event, p.JobEnded) and event.status != "done":
             raise SystemExit(event.message)
     with tempfile.TemporaryDirectory() as folder:
@@ -177,7 +243,8 @@ def main() -> None:
                 file.write_text("\n".join(map(json.dumps, rows)))
                 print(f"{asked.model} {name}, block {block}, {asked.low}", flush=True)
                 why = name != "healthy" and not asked.no_why
-                with zeroed() if name == "zeroed" else nullcontext():
+                rows_kept = {"zeroed": 0, "one-token": -1}
+                with zeroed(rows_kept[name]) if name in rows_kept else nullcontext():
                     run(engine, known[name](), file, asked, why=why)
     engine.close()
 

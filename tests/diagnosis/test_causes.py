@@ -109,6 +109,44 @@ def test_layers_that_spoil_each_other_come_first_as_a_set() -> None:
     assert tried.layers == ("a", "b")
 
 
+def channel(number: int, chance: float, share: float, healthy: float) -> p.ContrastedChannel:
+    return p.ContrastedChannel(
+        layer="b", channel=number, failing=4.0, healthy=healthy, difference=2.0, chance=chance,
+        share=share, share_healthy=0.01,
+    )  # fmt: skip
+
+
+def head(number: int, chance: float, kl: float) -> p.ContrastedHead:
+    return p.ContrastedHead(
+        block=3, head=number, failing=kl, healthy=0.01, difference=2.0, chance=chance
+    )
+
+
+def inside(**given: object) -> dict[str, str]:
+    """Sentences on a contrast, by cause."""
+    contrast = p.SymptomContrast(recipe="r", prompts="k", failing=4, healthy=6, **given)  # type: ignore[arg-type]
+    found = Traced("k", contrast=contrast)
+    return {each.id: each.sentence for each in causes(Session(), shown(SET), found, FORMATS)}
+
+
+def test_channels_and_heads_are_a_cause_where_chance_does_not_explain_them() -> None:
+    channels = (channel(7, 0.001, 0.3, 0.02), channel(2, 0.002, 0.2, 0.04), channel(1, 0.2, 0.4, 0))
+    found = inside(channels=channels, heads=(head(5, 0.001, 2.5), head(6, 0.004, 1.0)))
+    assert found["channels"] == (
+        "input channels 7, 2 of b fire only on prompts that fail (mean 4, 0.03 on others): "
+        "50% of the layer's error there comes in by them"
+    )
+    assert found["attention-head"] == (
+        "head 5 of block 3 and 1 more attend elsewhere on prompts that fail "
+        "(KL 2.5 nats a query, 0.01 on others)"
+    )
+    larger = inside(channels=(channel(7, 0.001, 0.3, 2.0),))
+    assert "input channel 7 of b is larger on prompts that fail" in larger["channels"]
+    few = inside(channels=(channel(7, 0.001, 0.1, 0.0),), heads=(head(5, 0.001, 0.05),))
+    by_chance = inside(channels=(channel(7, 0.02, 0.9, 0.0),), heads=(head(5, 0.02, 2.0),))
+    assert few == by_chance == {}
+
+
 def test_a_set_of_which_one_layer_wins_all_comes_after_it() -> None:
     module, layer = given_back("module", "ab", 0.9), given_back("a", "a", 0.85)
     assert order_of_wins([module, layer]) == [layer, module]

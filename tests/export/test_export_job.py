@@ -95,6 +95,9 @@ def test_the_demo_is_exported_and_loads_in_plain_transformers(run: Run, tmp_path
     assert [note.partition(":")[0] for note in found["notes"]] == ["int4-g128"]  # who loads it
     assert found["timings"]["total_s"] > 0
     assert found["versions"]["qtui"]
+    card = (out / "README.md").read_text()
+    assert "35 of 37 layers of demo quantised" in card
+    assert "qtui export demo" in card
 
     model = AutoModelForCausalLM.from_pretrained(out)
     with torch.no_grad():

@@ -120,7 +120,8 @@ class CandidateMeasurement:
             counts: of the job.
         """
         self.loaded, self._table, self._nll = loaded, table, nll
-        self._counts = counts
+        self.counts = counts
+        """Of the job that measures now."""
         self._everything: RecipeRun | None = None
         self._body: StreamedRecipe | None = None
         network, self._reference = loaded.network, reference_of(loaded)
@@ -130,6 +131,11 @@ class CandidateMeasurement:
     def micro_batches(self) -> int:
         """Number of micro-batches."""
         return len(self._reference.batches)
+
+    @property
+    def lanes(self) -> int:
+        """How many candidates are best measured side by side."""
+        return self._reference.lanes
 
     @property
     def windows(self) -> int:
@@ -178,7 +184,7 @@ class CandidateMeasurement:
             if self._table.direction == "degrade":
                 held = yield from self._weights(candidate, keep=keep)
                 tally = yield from changed(
-                    self.loaded, batch, candidate.unit.start, held, self._counts
+                    self.loaded, batch, candidate.unit.start, held, self.counts
                 )
             else:
                 tally = yield from self._given_back(candidate, batch)
@@ -234,7 +240,7 @@ class CandidateMeasurement:
     def prepare(self) -> Generator[p.AnyEvent | None, None, None]:
         """Do before the first candidate what all share: for restore, the quantised network."""
         if self._table.direction == "restore":
-            stage = self._counts.stage("together", self.micro_batches)
+            stage = self.counts.stage("together", self.micro_batches)
             for batch in range(self.micro_batches):
                 if self._everything is not None:
                     yield stage.step(batch)
@@ -260,12 +266,12 @@ class CandidateMeasurement:
     ) -> Generator[p.AnyEvent | None, None, dict[str, Held]]:
         held: dict[str, Held] = {}
         method = needs_calibration(self._table.format)
-        stage = self._counts.stage("calibrating" if method else "quantising", len(layers))
+        stage = self.counts.stage("calibrating" if method else "quantising", len(layers))
         for done, name in enumerate(layers):
             if len(layers) > 1:
                 yield stage.step(done, name, str(self._table.format))
             held[name] = yield from approximated(
-                self.loaded, name, self._table.format, self._counts, compact=compact
+                self.loaded, name, self._table.format, self.counts, compact=compact
             )
             if self.loaded.should_stop():
                 yield None
@@ -280,7 +286,7 @@ class CandidateMeasurement:
         for candidate in due:
             name = candidate.unit.name
             batch = seen[name] = seen.get(name, len(candidate.tallies) - 1) + 1
-            yield from run_reference(reference, batch, self._counts)
+            yield from run_reference(reference, batch, self.counts)
             base: RecipeRun | Reference = reference
             if self._table.direction == "restore":
                 base = yield from self._quantised_body(batch)
@@ -305,7 +311,7 @@ class CandidateMeasurement:
         crossings = [each.set_out(held[each.candidate.unit.name]) for each in ways]
         if all(crossing.lane.at == end for crossing in crossings):
             yield from settle(range(end, end))
-        yield from cross(network, crossings, self._counts, prepare=settle)
+        yield from cross(network, crossings, self.counts, prepare=settle)
         for each in ways:
             each.candidate.tallies.append(each.tally())
 
@@ -330,7 +336,7 @@ class CandidateMeasurement:
                 held = yield from self._quantised(layers, compact=compact)
                 self._everything = RecipeRun(reference, held)
         settle = None if self._body is None else self._body.settle
-        yield from run_recipe(self._everything, batch, self._counts, settle=settle)
+        yield from run_recipe(self._everything, batch, self.counts, settle=settle)
         return self._everything
 
     def _one(self, layer: str, _format: Format) -> Generator[p.AnyEvent | None, None, Held]:
@@ -340,7 +346,7 @@ class CandidateMeasurement:
         self, candidate: Candidate, batch: int
     ) -> Generator[p.AnyEvent | None, None, Tally]:
         network, reference = self.loaded.network, self._reference
-        counts = self._counts
+        counts = self.counts
         yield from run_reference(reference, batch, counts)
         everything = yield from self._quantised_body(batch)
         together = everything.tally(batch)

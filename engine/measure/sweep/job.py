@@ -45,6 +45,39 @@ def _steps(context: Context[Workspace], command: p.Sweep) -> Steps:
     )
 
 
+def _units(context: Context[Workspace], command: p.MeasureUnits) -> Steps:
+    from engine.measure.sweep.measured import measure_units
+
+    return (yield from measure_units(context.workspace.need(Loaded), command, context.job))
+
+
+MEASURE_UNITS = JobSpec(
+    command=p.MeasureUnits,
+    kind="units",
+    title=lambda command: f"measure {len(command.units)} units in {command.format}",
+    needs="model",
+    lane="compute",
+    urgency=4,
+    steps=_units,
+)
+
+
+def _windows(context: Context[Workspace], command: p.SumWindows) -> Steps:
+    from engine.measure.estimate.shared_pass import sum_windows
+
+    return (yield from sum_windows(context.workspace.need(Loaded), command, context.job))
+
+
+SUM_WINDOWS = JobSpec(
+    command=p.SumWindows,
+    kind="windows",
+    title=lambda command: f"estimate windows {command.windows[0] + 1} to {command.windows[1]}",
+    needs="model",
+    lane="compute",
+    urgency=4,
+    steps=_windows,
+)
+
 SWEEP = JobSpec(
     command=p.Sweep,
     kind="sweep",

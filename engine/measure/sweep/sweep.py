@@ -9,8 +9,7 @@ far single effects add up. Results in the store are not measured again.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Generator, Mapping, Sequence
 from typing import cast
 
 import msgspec
@@ -24,28 +23,29 @@ from engine.measure.estimate.first_look import first_look
 from engine.measure.evaluation.evaluate import (
     baseline,
     forward_seconds,
-    not_finite,
     score,
     whole_reference,
 )
+from engine.measure.sharing import crew_of
 from engine.measure.sweep.agreement import AgreementTracker
 from engine.measure.sweep.candidates import (
     Candidate,
     CandidateMeasurement,
     SweepTable,
-    Tallies,
     body_holding,
     figure_key,
-    why_not,
 )
 from engine.measure.sweep.control import control
-from engine.measure.sweep.exactness import parse_exactness
+from engine.measure.sweep.exactness import Exactness, parse_exactness
+from engine.measure.sweep.measured import measure_all, said_if_not_finite
 from engine.measure.sweep.passes import said_of_passes
 from engine.measure.sweep.progress import SweepProgress, before_ranked
+from engine.measure.sweep.shared import SharedTable
+from engine.measure.sweep.stored import from_store
 from engine.measure.sweep.top_k import Evidence, outside, well_known
-from engine.measure.sweep.units import units
 from engine.service.jobs import Steps
 from engine.store import keys
+from engine.workers.crew import Crew
 from engine.workspace import Loaded
 
 Found = Generator[p.AnyEvent | None, None, None]
@@ -80,11 +80,27 @@ def sweep(
         `Fallback` for layers a format cannot hold, `Agreement` and `Progress`.
 
     Raises:
-        UsageError: ``exact`` is not valid.
+        UsageError: ``exact`` is not valid, or the settings' workers cannot be had.
         FormatError: a format does not parse or is not built.
     """
     exactness = parse_exactness(exact)
     parsed = [parse_built(text) for text in formats]
+    with crew_of(loaded) as crew:
+        return (yield from _swept(loaded, parsed, direction, job, exactness, by, crew, only=only))
+
+
+def _swept(
+    loaded: Loaded,
+    parsed: Sequence[Format],
+    direction: p.Direction,
+    job: str,
+    exactness: Exactness,
+    by: p.By,
+    crew: Crew,
+    *,
+    only: bool,
+) -> Steps:
+    """Steps of a sweep that workers, if there are any, take part in."""
     network = loaded.network
     counts = JobCounts(
         timings={"load_s": loaded.load_s, "quantize_s": 0.0, "estimate_s": 0.0}, job=job
@@ -101,7 +117,7 @@ def sweep(
     for table in tables:
         table.calibration = yield from calibration_key(loaded, [table.format], "reference")
         yield from from_store(loaded, table, str(exactness) if exactness.top else "", counts)
-    estimates = yield from _estimated(loaded, estimated, direction, counts, job)
+    estimates = yield from _estimated(loaded, estimated, direction, counts, job, crew)
     for table in tables:
         _sort(table, estimates.get(str(table.format), {}))
     # Units other than layers have no estimates to compare with.
@@ -120,7 +136,15 @@ def sweep(
                 if exactness.top is None:
                     yield from measuring.prepare()
                     progress.begin()
-                    yield from _measure_all(table, measuring, counts, progress, comparing)
+                    if crew:
+                        shared = SharedTable(
+                            table, crew, measuring, counts, progress, comparing, nll
+                        )
+                        yield from shared.measure()
+                    else:
+                        yield from measure_all(
+                            table, table.todo, measuring, counts, progress, comparing
+                        )
                 else:
                     progress.begin()
                     yield from _measure_top(
@@ -139,62 +163,16 @@ def sweep(
     return counts.outcome()
 
 
-def from_store(loaded: Loaded, table: SweepTable, exactness: str, counts: JobCounts) -> Found:
-    """Announce the stored figures of a table, and list what is left to measure.
-
-    A figure on all windows answers every request; one on fewer only the request it was made for.
-    """
-    network = loaded.network
-    full: dict[str, str] = {}
-    partial: dict[str, str] = {}
-    candidates: dict[str, Candidate] = {}
-    wanted = units(network.layers, table.by)
-    if table.direction == "restore":
-        wanted = [unit for unit in wanted if unit.body]
-    for unit in wanted:
-        able: list[str] = []
-        for name in unit.layers:
-            if (why := why_not(loaded, name, table.format)) is None:
-                able.append(name)
-            else:
-                yield p.Fallback(layer=name, format=str(table.format), why=why)
-        if not able:
-            continue
-        held = replace(
-            unit, layers=tuple(able), start=min(network.layers[name].start for name in able)
-        )
-        key = full[unit.name] = figure_key(loaded, held, table)
-        if exactness:
-            partial[unit.name] = figure_key(loaded, held, table, exactness)
-        candidates[unit.name] = Candidate(held, key, [])
-        if unit.body:
-            table.body.add(unit.name)
-    known = loaded.known([*full.values(), *partial.values()])
-    tallies = loaded.part(Tallies, Tallies)
-    found: list[str] = []
-    for name, candidate in candidates.items():
-        key = full[name]
-        if key not in known and partial.get(name) in known:
-            key = partial[name]
-        if isinstance(fact := known.get(key), p.Sensitivity):
-            table.found[name] = fact
-            found.append(key)
-        else:
-            # Windows that an earlier sweep measured are not measured again.
-            candidate.tallies = tallies.setdefault(key, [])
-            table.todo.append(candidate)
-    yield from counts.found(found, list(table.found.values()))
-
-
 def _estimated(
     loaded: Loaded,
     formats: Sequence[Format],
     direction: p.Direction,
     counts: JobCounts,
     job: str,
+    crew: Crew,
 ) -> Generator[p.AnyEvent | None, None, Estimates]:
     """Estimates of all layers, with the time left until all are there."""
-    steps = estimate(loaded, formats, direction, counts, job)
+    steps = estimate(loaded, formats, direction, counts, job, crew)
     begun: tuple[float, float] | None = None
     while True:
         try:
@@ -230,34 +208,6 @@ def _sort(table: SweepTable, estimates: Mapping[str, p.Estimate]) -> None:
         return -math.inf if math.isnan(total) else total
 
     table.todo.sort(key=effect, reverse=True)
-
-
-def _measure_all(
-    table: SweepTable,
-    measuring: CandidateMeasurement,
-    counts: JobCounts,
-    progress: SweepProgress,
-    comparing: AgreementTracker,
-) -> Found:
-    """Measure every candidate on all windows, one after the other."""
-    for group in measuring.groups(table.todo):
-        for candidate in group:
-            progress.advance(
-                candidate.unit, len(candidate.tallies) / measuring.micro_batches, known=True
-            )
-            yield progress.event(candidate.unit, str(table.format))
-        for due in measuring.turns(group, measuring.micro_batches):
-            yield from measuring.measure(due, keep=True)
-            for candidate in due:
-                progress.advance(candidate.unit, 1 / measuring.micro_batches)
-                yield progress.event(candidate.unit, str(table.format))
-        for candidate in group:
-            fact = table.found[candidate.unit.name] = measuring.figure(candidate)
-            measuring.drop(candidate)
-            progress.finish(candidate.unit)
-            yield from _said_if_not_finite(measuring.loaded, fact)
-            yield counts.learnt(candidate.key, fact)
-            yield from comparing.growing(str(table.format), table.found)
 
 
 def _measure_top(
@@ -310,15 +260,10 @@ def _measure_top(
             key = candidate.key if whole else figure_key(loaded, candidate.unit, table, exactness)
             measuring.drop(candidate)
             progress.finish(candidate.unit)
-            yield from _said_if_not_finite(measuring.loaded, fact)
+            yield from said_if_not_finite(measuring.loaded, fact)
             yield counts.learnt(key, fact)
             yield from comparing.growing(text, table.found)
         undecided = left
-
-
-def _said_if_not_finite(loaded: Loaded, fact: p.Sensitivity) -> Iterator[p.Notice]:
-    if not (math.isfinite(fact.kl) and math.isfinite(fact.dnll)):
-        yield not_finite(loaded, f"{fact.layer} in {fact.format}")
 
 
 def _additivity(loaded: Loaded, table: SweepTable, nll: float, counts: JobCounts) -> Found:

@@ -15,7 +15,7 @@ from engine.formats.grammar import parse_format
 from engine.measure.calibration.calibration import calibration_key, with_scales
 from engine.measure.counts import JobCounts
 from engine.measure.symptoms.continuing import Continuing
-from engine.measure.symptoms.tracing import failing_prompts, trace
+from engine.measure.symptoms.tracing import failing_prompts, healthy_prompts, trace
 from engine.measure.symptoms.weights import recipe_weights
 from engine.measure.whole_model import refuse_streamed
 from engine.model.generation import why_not_cached
@@ -91,10 +91,11 @@ def find_symptoms(
             known[address] = fact
             yield counts.learnt(address, fact)
     if command.why:
-        failing = failing_prompts([known[address] for address, _ in addresses], prompts)
+        done = [known[address] for address, _ in addresses]
+        failing = failing_prompts(done, prompts)
         if failing:
             traced = yield from trace(
-                loaded, failing, held, continuing,
+                loaded, failing, healthy_prompts(done, prompts), held, continuing,
                 lambda texts: keys.SymptomRestored(
                     on=loaded.opened.files,
                     recipe=recipe,

@@ -11,11 +11,9 @@ from engine.diagnosis.detectors import KINDS
 from engine.diagnosis.of_symptoms import Shown, alarms
 from engine.measure.counts import JobCounts
 from engine.measure.symptoms.continuing import Continuing
-from engine.measure.symptoms.restoring import (
-    FAILING,
-    Failing,
-    Restoring,
-)
+from engine.measure.symptoms.contrasting import Contrasted, Contrasting
+from engine.measure.symptoms.forced import SCORED
+from engine.measure.symptoms.restoring import FAILING, Failing, Restoring
 from engine.measure.symptoms.units import Unit, units_first, units_within
 from engine.model.network import Held
 from engine.store import keys
@@ -41,26 +39,39 @@ def failing_prompts(facts: Sequence[p.Continued], prompts: Sequence[Tokens]) -> 
     return found[:FAILING]
 
 
+def healthy_prompts(facts: Sequence[p.Continued], prompts: Sequence[Tokens]) -> list[Failing]:
+    """Prompts without such symptoms, from all parts of the set; arguments as above."""
+    found = [
+        Failing(shown, tokens)
+        for shown, tokens in zip(map(Shown, facts), prompts, strict=True)
+        if not alarms([shown])
+    ]
+    step = max(1.0, len(found) / FAILING)
+    return [found[int(at * step)] for at in range(min(FAILING, len(found)))]
+
+
 def trace(
     loaded: Loaded,
     failing: Sequence[Failing],
+    healthy: Sequence[Failing],
     held: Mapping[str, Held],
     continuing: Continuing,
     template: Callable[[str], keys.SymptomRestored],
     counts: JobCounts,
 ) -> Events:
-    """Give layers back, one at a time and then together.
+    """Give layers back, one at a time and then together; compare with prompts that do not fail.
 
     Args:
         loaded: the model.
         failing: not empty.
+        healthy: may be empty.
         held: the recipe's weights.
         continuing: continues prompts as they were.
         template: the key of a fact about texts of this hash, without layers.
         counts: of the job.
 
     Yields:
-        `Learned` with `SymptomRestored` and `SymptomCure`, `Progress`.
+        `Learned` with `SymptomRestored`, `SymptomCure` and `SymptomContrast`, `Progress`.
 
     Returns:
         The key of the texts.
@@ -89,7 +100,34 @@ def trace(
             yield counts.learnt(key, cure)
         if not cure.left:
             break
+    yield from _contrasted(loaded, failing, healthy, held, on, prompts, counts)
     return prompts
+
+
+def _contrasted(
+    loaded: Loaded,
+    failing: Sequence[Failing],
+    healthy: Sequence[Failing],
+    held: Mapping[str, Held],
+    on: keys.SymptomRestored,
+    prompts: str,
+    counts: JobCounts,
+) -> Generator[p.AnyEvent | None, None, None]:
+    """What is different inside the model where prompts fail."""
+    texts = [
+        Contrasted([*each.tokens.ids, *each.shown.fact.reference.tokens[:SCORED]], failing=fails)
+        for some, fails in ((failing, True), (healthy, False))
+        for each in some
+    ]
+    others = hashlib.sha256(repr([(each.ids, each.failing) for each in texts]).encode())
+    address = keys.SymptomContrast(**_fields(on), others=others.hexdigest()).address
+    known = loaded.known([address])
+    if known:
+        yield from counts.found(list(known), list(known.values()))
+        return
+    contrasting = Contrasting(loaded.network, texts, held, counts)
+    fact = yield from contrasting.run(failing[0].shown.fact.recipe, prompts)
+    yield counts.learnt(address, fact)
 
 
 def _restored(

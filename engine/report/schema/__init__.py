@@ -18,6 +18,7 @@ from engine.report.schema.calibration import CalibrationSetPart as CalibrationSe
 from engine.report.schema.calibration import CalibrationSetsPart as CalibrationSetsPart
 from engine.report.schema.calibration import JudgedPart as JudgedPart
 from engine.report.schema.comparison import ArtefactPart as ArtefactPart
+from engine.report.schema.comparison import ClippedPart as ClippedPart
 from engine.report.schema.comparison import ComparedLayer as ComparedLayer
 from engine.report.schema.comparison import CompareDocument as CompareDocument
 from engine.report.schema.comparison import DivergencePart as DivergencePart
@@ -76,6 +77,10 @@ from engine.report.schema.sweep import SweepLayer as SweepLayer
 from engine.report.schema.sweep import SweepUnit as SweepUnit
 from engine.report.schema.symptoms import CausePart as CausePart
 from engine.report.schema.symptoms import ChoicePart as ChoicePart
+from engine.report.schema.symptoms import ContrastedChannelPart as ContrastedChannelPart
+from engine.report.schema.symptoms import ContrastedHeadPart as ContrastedHeadPart
+from engine.report.schema.symptoms import ContrastedLayerPart as ContrastedLayerPart
+from engine.report.schema.symptoms import ContrastPart as ContrastPart
 from engine.report.schema.symptoms import CurePart as CurePart
 from engine.report.schema.symptoms import DifferencePart as DifferencePart
 from engine.report.schema.symptoms import LoopPart as LoopPart

@@ -135,6 +135,73 @@ class RestoredLayer(Part, frozen=True, kw_only=True):
     """Share of its weights that are not finite in the recipe."""
 
 
+class ContrastedChannelPart(Part, frozen=True, kw_only=True):
+    """An input channel of a layer, in the reference."""
+
+    layer: str
+    """Its layer; of several with this input, the one that errs most by the channel."""
+    channel: int
+    """Its number."""
+    failing: Number
+    """Mean absolute value over the tokens of prompts that fail, without the first of each."""
+    healthy: Number
+    """The same of the others."""
+    chance: Number
+    """Chance of so large a difference in any channel of any layer (permutation test)."""
+    share: Number
+    """Part of the layer's output error on failing prompts that comes in by it."""
+    share_healthy: Number
+    """The same on the others."""
+
+
+class ContrastedLayerPart(Part, frozen=True, kw_only=True):
+    """The error of a layer's outputs on the reference's inputs."""
+
+    layer: str
+    """Name of the layer."""
+    failing: Number
+    """Relative error, mean over prompts that fail."""
+    healthy: Number
+    """The same of the others; null if there are none."""
+    chance: Number
+    """Chance of so large a difference in any layer; null if there are no others."""
+
+
+class ContrastedHeadPart(Part, frozen=True, kw_only=True):
+    """A head of attention."""
+
+    block: int
+    """Its block."""
+    module: int
+    """Which of the attention modules of the block."""
+    head: int
+    """Its number."""
+    failing: Number
+    """KL of the recipe's attention from the reference's, nats a query, mean over prompts that
+    fail."""
+    healthy: Number
+    """The same of the others; null if there are none."""
+    chance: Number
+    """Chance of so large a difference in any head; null if there are no others."""
+
+
+class ContrastPart(Part, frozen=True, kw_only=True):
+    """Prompts that show a symptom against others, each with what the reference wrote."""
+
+    failing: int
+    """Prompts that show one."""
+    healthy: int
+    """Prompts that do not."""
+    channels: list[ContrastedChannelPart]
+    """Channels that differ most."""
+    layers: list[ContrastedLayerPart]
+    """Layers that differ most."""
+    heads: list[ContrastedHeadPart]
+    """Heads that differ most; without other prompts those that diverge most."""
+    why: str | UnsetType = UNSET
+    """Why something could not be compared."""
+
+
 class CurePart(Part, frozen=True, kw_only=True):
     """Something that may help."""
 
@@ -152,7 +219,7 @@ class CausePart(Part, frozen=True, kw_only=True):
     symptom: str
     """The most frequent one that the recipe adds."""
     cause: str
-    """Such as `layers`, `head`, `zero-scales`, `spread`, `topic`, `refusal-vanishes`."""
+    """Such as `layers`, `head`, `zero-scales`, `spread`, `channels`, `attention-head`, `topic`."""
     sentence: str
     """In words."""
     layers: list[str]
@@ -257,6 +324,8 @@ class SymptomsDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag=
     restored: list[RestoredLayer]
     """Layers, modules of blocks, and blocks that were given back where symptoms show, the one that
     wins most first; last those that win no more than a part of them by itself."""
+    contrast: ContrastPart | UnsetType = UNSET
+    """What is different inside the model where prompts fail, where layers were given back."""
     causes: list[CausePart]
     """Causes that were measured, the surest first."""
     tasks: list[TaskPart]

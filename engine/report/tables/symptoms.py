@@ -21,6 +21,9 @@ WORST = 10
 RESTORED = ["given back", "KL·10³", "±", "of the whole"]
 CHARACTERS = 300
 """Of a text that is printed."""
+DIFFER = 6
+"""Channels, layers and heads that are listed."""
+CONTRAST = ["where", "failing", "others", "chance", "of the error"]
 HEADINGS = ["symptom", "reference", "recipe", "95%", "added", "chance"]
 
 
@@ -34,6 +37,8 @@ def symptoms_text(document: s.SymptomsDocument) -> str:
         table(HEADINGS, _rates(document), {0}) if document.rates else "",
         "\n".join(_causes(document)),
         table(RESTORED, _restored(document), {0}) if document.restored else "",
+        _contrast_title(document),
+        table(CONTRAST, rows, {0}) if (rows := _contrast(document)) else "",
         *(_prompt(each) for each in _chosen(document)),
         _more(document),
         *tasks_text(document.tasks),
@@ -52,6 +57,8 @@ def symptoms_markdown(document: s.SymptomsDocument) -> str:
         markdown(HEADINGS, _rates(document)) if document.rates else "",
         "\n".join(f"- {escaped(each)}" for each in _causes(document)),
         markdown(RESTORED, _restored(document)) if document.restored else "",
+        escaped(_contrast_title(document)),
+        markdown(CONTRAST, rows) if (rows := _contrast(document)) else "",
         *(_prompt_markdown(each) for each in _chosen(document)),
         escaped(_more(document)),
         *tasks_markdown(document.tasks),
@@ -132,6 +139,52 @@ def _restored(document: s.SymptomsDocument) -> list[list[str]]:
         ]
         for each in document.restored[:WORST]
     ]
+
+
+def _contrast_title(document: s.SymptomsDocument) -> str:
+    found = document.contrast
+    if isinstance(found, UnsetType):
+        return ""
+    said = f"{counted(found.failing, 'prompt')} that {'fail' if found.failing > 1 else 'fails'}"
+    said += f", against {found.healthy} that {'do' if found.healthy != 1 else 'does'} not"
+    if not found.healthy:
+        said += ": give prompts that do not fail as well, to see what is different"
+    return said if isinstance(found.why, UnsetType) else f"{said}; {printable(found.why)}"
+
+
+def _contrast(document: s.SymptomsDocument) -> list[list[str]]:
+    """Channels by their mean size, layers by their output error, heads by KL."""
+    found = document.contrast
+    if isinstance(found, UnsetType):
+        return []
+
+    def row(where: str, each: s.ContrastedHeadPart | s.ContrastedLayerPart, unit: str) -> list[str]:
+        values = [
+            NOT_KNOWN if value is None else share(value) if unit == "%" else figure(value, 3)
+            for value in (each.failing, each.healthy)
+        ]
+        return [where, *values, _chance(each.chance), ""]
+
+    rows = [
+        [
+            f"|x| {printable(each.layer)} {each.channel}",
+            figure(each.failing, 3),
+            figure(each.healthy, 3),
+            _chance(each.chance),
+            NOT_KNOWN if each.share is None else share(each.share),
+        ]
+        for each in found.channels[:DIFFER]
+    ]
+    rows += [row(f"error of {printable(each.layer)}", each, "%") for each in found.layers[:DIFFER]]
+    rows += [
+        row(f"KL of head {each.head} of block {each.block}", each, "")
+        for each in found.heads[:DIFFER]
+    ]
+    return rows
+
+
+def _chance(value: s.Number) -> str:
+    return NOT_KNOWN if value is None else figure(value, 3)
 
 
 def _chosen(document: s.SymptomsDocument) -> list[s.PromptPart]:

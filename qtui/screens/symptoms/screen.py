@@ -17,6 +17,7 @@ from qtui.views.symptoms import (
     Prompts,
     Row,
     cause_lines,
+    contrast_lines,
     difference,
     findings,
     heading,
@@ -118,6 +119,7 @@ class Symptoms(SessionScreen):
             *findings(row, width, self.glyphs),
             *difference(row, width, self.glyphs),
             *cause_lines(self.prompts.causes(self.session), width, self.glyphs),
+            *contrast_lines(self.prompts, width, self.glyphs),
             *now,
         ]
         left = height - len(lines)

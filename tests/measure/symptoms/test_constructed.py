@@ -88,6 +88,11 @@ def test_a_planted_symptom_is_found_where_it_is_and_cured_by_what_was_damaged(
     assert set(cause.layers) == set(damaged)
     if part == "mlp":
         assert "prompts on the topic fail more often: 4 of 4" in named["topic"].sentence
+        assert named["channels"].layers == (c.MLP[-1],)
+        assert "fire only on prompts that fail" in named["channels"].sentence
+        assert named["channels"].evidence["share"] > 0.9
+    else:
+        assert "channels" not in named
 
 
 def test_layers_of_the_induction_head_win_nothing_one_by_one(

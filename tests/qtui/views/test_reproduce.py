@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from engine import protocol as p
 from engine.profiles import load_profile
+from engine.report.reproduce import command, commands, not_in_command, quoted
 from engine.session import Job, Session
 from qtui.cli.calibrate import calibrate
 from qtui.cli.options import FormatsOption, Shared, shares_options, split_formats
-from qtui.views.reproduce import command, commands, not_in_command, quoted
 
 app = typer.Typer(pretty_exceptions_enable=False)
 heard: list[tuple[str, tuple[str, ...], p.Settings]] = []

@@ -14,7 +14,7 @@ from engine.profiles import load_profile
 from engine.protocol import Calibrate, Settings
 from engine.session import Session
 
-Verb: TypeAlias = Literal["open", "triage", "sweep", "eval", "calibrate"]
+Verb: TypeAlias = Literal["open", "triage", "sweep", "eval", "calibrate", "export"]
 
 OPTIONS = (
     ("text", "--text"),

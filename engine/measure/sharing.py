@@ -1,0 +1,118 @@
+"""The crew that shares a job on a loaded model: as many workers as the settings ask for.
+
+Every worker opens the same files with the same settings, on a device of the same kind, and what it
+says of them is compared with what the engine has: a fact's key names all of that, so a figure does
+not depend on who measured it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import msgspec
+
+from engine import protocol as p
+from engine.model.memory import memory_free
+from engine.model.streaming import RESIDENT
+from engine.service.commands import spec_of
+from engine.service.jobs import OpenSpec
+from engine.service.process import is_own_process
+from engine.workers.asked import beside, parse_workers
+from engine.workers.crew import Crew
+from engine.workers.local import LocalWorker
+from engine.workspace import Loaded
+
+
+@contextmanager
+def crew_of(loaded: Loaded) -> Iterator[Crew]:
+    """The workers that the settings ask for, started at once and ended with the job.
+
+    Raises:
+        UsageError: they cannot be had.
+    """
+    import torch
+
+    device = str(loaded.network.device)
+    gpus = torch.cuda.device_count() if device.startswith("cuda") else 0
+    devices = beside(parse_workers(loaded.settings.workers), device, gpus)
+    threads = None
+    if device == "cpu":
+        # An engine that has the process to itself has divided its own already.
+        processes = 1 if is_own_process() else len(devices) + 1
+        threads = max(1, torch.get_num_threads() // processes)
+    workers = [
+        LocalWorker(f"{number} on {each}", each, threads) for number, each in enumerate(devices, 1)
+    ]
+    opening = p.Open(_source(loaded), _settings(loaded, len(devices)), take_up=False)
+    crew = Crew(workers, opening, lambda events: why_not(loaded, events))
+    try:
+        yield crew
+    finally:
+        crew.close()
+
+
+def _source(loaded: Loaded) -> str:
+    return "demo" if loaded.opened.demo else str(loaded.opened.path.absolute())
+
+
+def _settings(loaded: Loaded, workers: int) -> p.Settings:
+    """The session's, with a share of the memory if workers have the processor's in common."""
+    settings, network = loaded.settings, loaded.network
+    budget = settings.memory_budget
+    if network.device.type == "cpu" and budget is None and workers and not network.streamed:
+        weights = network.weights_in_memory
+        left = (memory_free(network.device) - workers * weights) // (2 * workers)
+        if left > 0:  # else they stream the model from disk
+            budget = max(weights + left, math.ceil(weights / RESIDENT) + 1)
+    return msgspec.structs.replace(
+        settings, workers="", fresh=False, memory_budget=budget, dtype=_dtype(loaded)
+    )
+
+
+def _dtype(loaded: Loaded) -> str:
+    short = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+    return short[loaded.protocol.dtype]
+
+
+def why_not(loaded: Loaded, events: Sequence[p.AnyEvent]) -> str:
+    """Why a worker cannot take part, from the events of its opening; empty if it can."""
+    ready: p.ModelReady | None = None
+    for event in events:
+        match event:
+            case p.Refused(message=message) | p.JobEnded(status="failed", message=message):
+                return f"it cannot open the checkpoint: {message}"
+            case p.Opened(versions=theirs) if theirs != (ours := _versions(event)):
+                names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+                said = ", ".join(
+                    f"{name} {theirs.get(name, 'none')} instead of {ours.get(name, 'none')}"
+                    for name in names
+                )
+                return f"it has {said}: install the same versions everywhere"
+            case p.CheckpointRead(fingerprint=theirs) if (
+                theirs != loaded.opened.checkpoint.fingerprint
+            ):
+                return f"{event.path} is another checkpoint there: copy the same files to it"
+            case p.ModelReady():
+                ready = event
+    if ready is None:
+        return "it has not loaded the model"
+    if _compared(ready.protocol) != _compared(loaded.protocol):
+        ours, theirs = map(msgspec.to_builtins, (loaded.protocol, ready.protocol))
+        name = next(each for each in ours | theirs if ours.get(each) != theirs.get(each))
+        return f"its {name} is {theirs.get(name)!r} instead of {ours.get(name)!r}"
+    return ""
+
+
+def _versions(opened: p.Opened) -> dict[str, str]:
+    """Versions of what figures may depend on, here."""
+    spec = spec_of(p.Open(opened.source, opened.settings))
+    assert isinstance(spec, OpenSpec)
+    return spec.versions()
+
+
+def _compared(protocol: p.Protocol) -> p.Protocol:
+    """The protocol without what changes no figure: the number of a device, and streaming."""
+    kind = protocol.device.split(":")[0]
+    return msgspec.structs.replace(protocol, device=kind, streamed=msgspec.UNSET)

@@ -1,0 +1,155 @@
+"""A worker on this machine: a process of its own, at the other end of a socket."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Protocol
+
+from engine import protocol as p
+from engine.workers.channel import Channel
+from engine.workers.worker import Patience, WorkerLostError
+
+TICK = 1.0
+"""Seconds to wait for an event at a time."""
+END_SECONDS = 5.0
+"""Seconds that a process may take to end when nobody needs it any more."""
+
+
+class Process(Protocol):
+    """What is asked of a process."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it has ended; returns its code, negative for a signal.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not.
+        """
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
+class LocalWorker:
+    """A process on a device of this machine; it ends with the engine, however that ends."""
+
+    def __init__(self, name: str, device: str, threads: int | None = None) -> None:
+        """
+        Args:
+            name: for people.
+            device: that its commands name, for people.
+            threads: of the processor; None leaves what the environment says.
+        """
+        self.name, self.device = name, device
+        self._threads = threads
+        self._process: Process | None = None
+        self._channel: Channel | None = None
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
+        self._closed = False
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, once it runs a command."""
+        return None if self._process is None else self._process.pid
+
+    def run(self, command: p.AnyCommand) -> Iterator[p.AnyEvent]:
+        """See `Worker.run`. A command that opens a checkpoint may take any time."""
+        command = p.identified(command)
+        channel = self._begun()
+        patience = None if isinstance(command, p.Open) else Patience()
+        job = ""
+        try:
+            channel.send(command, Patience.LEAST)
+            while True:
+                event = self._next(channel, patience)
+                if isinstance(event, p.JobStarted) and event.ask == command.ask:
+                    job = event.job
+                yield event
+                if isinstance(event, p.Refused) and event.ask == command.ask:
+                    return
+                if isinstance(event, p.JobEnded) and event.job == job:
+                    return
+        except (EOFError, OSError) as error:
+            raise WorkerLostError(self._why()) from error
+
+    def close(self) -> None:
+        """See `Worker.close`."""
+        self._closed = True
+        if self._channel is not None:
+            self._channel.close()
+        if self._process is not None:
+            self._process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_SECONDS)
+        self._said.close()
+
+    def _begun(self) -> Channel:
+        if self._channel is None:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                self._process = self._started(theirs)
+            self._channel = Channel(ours)
+        return self._channel
+
+    def _started(self, theirs: socket.socket) -> Process:
+        """A process that serves a socket, of which it has its own copy.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        environment = dict(os.environ)
+        if self._threads is not None:
+            environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(self._threads)
+        return subprocess.Popen(
+            # -P: do not import a folder named engine in the working directory.
+            [sys.executable, "-P", "-m", "engine.workers", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=self._said,
+            stderr=self._said,
+            start_new_session=True,  # ctrl+c in the terminal is for the engine
+            pass_fds=(theirs.fileno(),),
+            env=environment,
+        )
+
+    def _next(self, channel: Channel, patience: Patience | None) -> p.AnyEvent:
+        while True:
+            begun = time.monotonic()
+            try:
+                message = channel.receive(TICK)
+            except TimeoutError:
+                message = None
+            if patience is not None:
+                patience.wait(time.monotonic() - begun, TICK)
+            # The gauges move as long as the process lives, whatever it does.
+            if not isinstance(message, p.Sent) or isinstance(message.event, p.Gauges):
+                continue
+            if patience is not None:
+                patience.progress()
+            return message.event
+
+    def _why(self) -> str:
+        """How the process ended, and what it said last."""
+        if self._closed or self._process is None:
+            return "it was ended"
+        try:
+            code = self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "it does not answer any more"
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        said = f": {lines[-1].strip()[:200]}" if lines else ""
+        if code < 0:
+            with suppress(ValueError):
+                return f"it was ended by {signal.Signals(-code).name}{said}"
+        return f"it ended with code {code}{said}"

@@ -1,0 +1,1 @@
+"""Workers: queue, processes, and what they measure."""

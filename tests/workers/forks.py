@@ -1,0 +1,99 @@
+"""Workers that are forked from a process that has torch, and crews that wait for them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from engine import protocol as p
+from engine.workers.channel import Channel
+from engine.workers.crew import Crew
+from engine.workers.local import LocalWorker, Process
+from engine.workers.serving import serve
+from tests.forked import _FORKS
+
+
+class _Fork:
+    """A forked process, as one that `subprocess` started."""
+
+    def __init__(self, theirs: socket.socket) -> None:
+        given = (theirs, dict(os.environ))
+        self._process = _FORKS.Process(target=_serve, args=given, daemon=True)
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("worker", timeout or 0.0)
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+def _serve(connected: socket.socket, environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
+    os.setsid()
+    import torch
+
+    torch.set_num_threads(1)
+    serve(Channel(connected))
+
+
+@dataclass
+class Doom:
+    """A signal that the first worker to get there is sent."""
+
+    during: type[p.Command]
+    after: int
+    """Events of such a command."""
+    signal: signal.Signals
+
+
+class ForkedWorker(LocalWorker):
+    """A worker that imports nothing anew."""
+
+    def __init__(self, name: str, device: str, threads: int | None = None) -> None:
+        super().__init__(name, device, threads)
+        self.commands: list[p.AnyCommand] = []
+        self.dooms: list[Doom] = []
+        """What awaits any of the workers that have the same list."""
+
+    def run(self, command: p.AnyCommand) -> Iterator[p.AnyEvent]:
+        self.commands.append(command)
+        for number, event in enumerate(super().run(command)):
+            yield event
+            for doom in list(self.dooms):
+                if doom.during is type(command) and doom.after == number:
+                    self.dooms.clear()
+                    assert self.pid is not None
+                    os.kill(self.pid, doom.signal)
+
+    def _started(self, theirs: socket.socket) -> Process:
+        return _Fork(theirs)
+
+
+class PatientCrew(Crew):
+    """A crew whose engine begins once every worker has measured something, or is lost."""
+
+    @property
+    def ready(self) -> int:
+        with self._changed:
+            self._changed.wait_for(lambda: all(each.status != "starting" for each in self._hands))
+        return super().ready
+
+    def take(self) -> list[str]:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (
+                    all(hand.done or hand.status == "lost" for hand in self._hands)
+                    or not self._open
+                )
+            )
+        return super().take()
