@@ -8,6 +8,9 @@ from engine import protocol as p
 from engine.diagnosis.finding import Finding, Looked
 from engine.session.artefact import OUTSIDE
 
+NAMED = 8
+"""Channels of a layer that a sentence names."""
+
 
 def input_channels(looked: Looked) -> Iterator[Finding]:
     """Input channels far above the others; one that recurs in many blocks is said once."""
@@ -21,6 +24,7 @@ def input_channels(looked: Looked) -> Iterator[Finding]:
         for channel, most in zip(given.outlier_channels, given.outlier_maxima, strict=True):
             if given.channel_median > 0 and most > limits.channel_ratio * given.channel_median:
                 found.setdefault((given.channels, channel), []).append(each)
+    alone: dict[str, list[tuple[float, int]]] = {}
     blocks = len({block for block in layers.blocks if block >= 0})
     for (_, channel), where in found.items():
         acts = {layers.blocks[looked.session.index[each.layer]] for each in where} - {-1}
@@ -37,14 +41,24 @@ def input_channels(looked: Looked) -> Iterator[Finding]:
         for each in where:
             times = each.input.outlier_maxima[each.input.outlier_channels.index(channel)]
             times /= each.input.channel_median
-            yield Finding(
-                id="input-channel",
-                severity="note",
-                layer=each.layer,
-                channels=(channel,),
-                sentence=f"input channel {channel} reaches {times:.0f}× the median channel",
-                evidence={"ratio": times},
-            )
+            alone.setdefault(each.layer, []).append((times, channel))
+    yield from map(_of_a_layer, alone, alone.values())
+
+
+def _of_a_layer(layer: str, found: list[tuple[float, int]]) -> Finding:
+    """Channels that stand out in one layer, the largest first."""
+    found.sort(reverse=True)
+    named = ", ".join(str(channel) for _, channel in found[:NAMED])
+    more = ", …" if len(found) > NAMED else ""
+    who = f"channels {named}{more} reach up to" if len(found) > 1 else f"channel {named} reaches"
+    return Finding(
+        id="input-channel",
+        severity="note",
+        layer=layer,
+        channels=tuple(channel for _, channel in found),
+        sentence=f"input {who} {found[0][0]:.0f}× the median channel",
+        evidence={"ratio": found[0][0]},
+    )
 
 
 def massive_token(looked: Looked) -> Iterator[Finding]:

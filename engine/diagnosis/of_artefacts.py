@@ -25,6 +25,8 @@ DISPLACED = 0.01
 points after it has rounded, displaces 0.007."""
 WINS = 0.1
 """Share of the whole KL from which a layer given back is worth naming."""
+AGREE = 0.25
+"""Share of equal first choices from which outputs agree: noise shares a few percent."""
 
 
 _MISTAKES = {
@@ -55,6 +57,7 @@ def artefact_findings(compared: Compared, limits: Thresholds | None = None) -> l
         *_unmatched(compared),
         *_declared(compared),
         *_mistakes(compared),
+        *_rotated(compared),
         *_not_finite(compared),
         *_other_weights(compared),
         *_worth_keeping(compared),
@@ -158,13 +161,23 @@ def _other_weights(compared: Compared) -> Iterator[Finding]:
         fact
         for fact in compared.layers.values()
         if fact.rounding != "same"
-        and not (fact.refused or fact.mistake)
+        and not (fact.refused or fact.mistake or _unsolved(fact))
         and math.isfinite(fact.error.relative)
     ]
     if not changed:
         return
     middle = median(fact.error.relative for fact in changed)
     wrong = [fact for fact in changed if _is_another(fact, middle)]
+    if len(wrong) > MANY * len(changed) and _agrees(compared):
+        yield Finding(
+            id="rotated",
+            severity="warning",
+            sentence=f"{len(wrong)} of {len(changed)} layers differ wholly, and "
+            f"{_outputs(compared)}: they were rotated, or reordered between layers, in a way that "
+            "is not undone here; errors of their weights mean nothing",
+            evidence={"layers": len(wrong), "relative": middle},
+        )
+        return
     if len(wrong) > MANY * len(changed):
         yield Finding(
             id="other-weights",
@@ -184,7 +197,12 @@ def _other_weights(compared: Compared) -> Iterator[Finding]:
             "scales are wrong",
             evidence={"relative": fact.error.relative, "median": middle, "steps": fact.steps},
         )
-    tuned = [fact for fact in changed if fact.rounding == "other" and fact not in wrong]
+    # A rotation that was fitted leaves a doubt as large as what a tuned parent would.
+    tuned = [
+        fact
+        for fact in changed
+        if fact.rounding == "other" and fact not in wrong and not fact.rotated
+    ]
     share = median(fact.displaced for fact in tuned) if tuned else 0.0
     if len(tuned) > MANY * len(changed) and share > DISPLACED:
         yield Finding(
@@ -200,6 +218,55 @@ def _is_another(fact: p.ArtefactLayer, middle: float) -> bool:
     relative = fact.error.relative
     far = relative > FAR * middle or middle > HALF
     return fact.rounding == "other" and relative > HALF and far
+
+
+def _unsolved(fact: p.ArtefactLayer) -> bool:
+    return fact.rotated.endswith("not undone")
+
+
+def _rotated(compared: Compared) -> Iterator[Finding]:
+    """Rotations between layers, which change no output; and those that the model must undo."""
+    facts = [fact for fact in compared.layers.values() if fact.rotated]
+    kinds = [
+        (what, [fact.layer for fact in facts if what in fact.rotated.split(" and ")])
+        for what in ("residual stream", "heads")
+    ]
+    folded = [f"its {what} in {len(layers)} layers" for what, layers in kinds if layers]
+    if folded:
+        yield Finding(
+            id="rotated",
+            severity="info",
+            sentence=f"it is rotated: {' and '.join(folded)}. Errors of weights are those with the "
+            "rotations taken back" + (f"; {_outputs(compared)}" if compared.score else ""),
+            evidence={"layers": len(facts)},
+        )
+    before = [fact for fact in facts if "input" in fact.rotated]
+    if before:
+        hidden = sum(map(_unsolved, before))
+        undone = f"; in {hidden} by a matrix that is not known, so that their errors mean nothing"
+        yield Finding(
+            id="rotated-inputs",
+            severity="warning",
+            layer=before[0].layer if len(before) == 1 else "",
+            sentence=f"{_those([fact.layer for fact in before])} rotated on the side of the input"
+            + (undone if hidden else ", by a Hadamard matrix")
+            + ": programs must rotate what comes in, and those that do not get noise"
+            + (f"; run as it is stored, {_outputs(compared)}" if compared.score else ""),
+            evidence={"layers": len(before)},
+        )
+
+
+def _agrees(compared: Compared) -> bool:
+    return compared.score is not None and compared.score.top1 >= AGREE
+
+
+def _outputs(compared: Compared) -> str:
+    """Whether its outputs are the original's, where that was measured."""
+    score = compared.score
+    assert score is not None
+    agree = "agree" if _agrees(compared) else "do not agree"
+    figures = f"KL·10³ {1000 * score.kl:.3g}, {score.top1:.0%} top-1"
+    return f"outputs {agree} with the original's ({figures})"
 
 
 def _worth_keeping(compared: Compared) -> Iterator[Finding]:

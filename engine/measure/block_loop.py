@@ -55,8 +55,7 @@ def through_blocks(
     stage = counts.stage(phase, len(stretches), then) if phase and network.streamed else None
     for done, stretch in enumerate(stretches):
         if stage is not None:
-            detail = f"reading block {stretch.stop} of {len(network.blocks)}"
-            yield stage.step(done, detail=detail)
+            yield stage.step(done, detail=reading(stretch, len(network.blocks)))
         with network.at_hand(stretch):
             if prepare is not None:
                 yield from prepare(stretch)
@@ -65,6 +64,11 @@ def through_blocks(
                     step = counts.timed(timing, partial(lane.advance, stretch.stop))
                     yield from repeated(step)
                     yield None
+
+
+def reading(stretch: range, blocks: int) -> str:
+    """What is read for a stretch, for progress."""
+    return f"reading block {stretch.stop} of {blocks}" if stretch.stop else "reading the embedding"
 
 
 def with_head(stretch: range, blocks: int) -> range:
@@ -93,6 +97,7 @@ def cross(
     lanes = [crossing.lane for crossing in crossings]
     end = len(network.blocks)
     yield from through_blocks(network, lanes, end, counts, timing, prepare, phase, then)
-    for crossing in crossings:
-        yield from repeated(counts.timed(timing, crossing.arrive))
-        yield None
+    with network.at_hand([end]):  # the head, for all of them
+        for crossing in crossings:
+            yield from repeated(counts.timed(timing, crossing.arrive))
+            yield None

@@ -28,10 +28,17 @@ class BlockSource(Protocol):
     """How many blocks can have their weights at once: a loop over blocks runs this many in one
     forward, and finishes everything that needs them before the next ones."""
 
+    outside: bool
+    """Whether embedding and head come and go like blocks: numbers -1 and ``len(modules)``."""
+
+    @property
+    def pace(self) -> float:
+        """Seconds that reading a block takes, as far as is known; 0 where none is read."""
+
     def __len__(self) -> int:
         """Number of blocks."""
 
-    def block(self, k: int) -> AbstractContextManager[nn.Module]:
+    def block(self, k: int) -> AbstractContextManager[nn.Module | None]:
         """Block ``k`` with its weights, ready to run; they may be freed afterwards.
 
         Entering a block again inside costs nothing. It may stay open over a job's yield: a loaded
@@ -39,7 +46,8 @@ class BlockSource(Protocol):
         """
 
     def reference(self, k: int, parameter: nn.Parameter) -> Tensor:
-        """The values of a parameter of block ``k``, whether it is loaded or not."""
+        """The values of a parameter of block ``k``, or of embedding and head, whether it is loaded
+        or not."""
 
 
 class ResidentBlocks:
@@ -48,6 +56,7 @@ class ResidentBlocks:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.modules = modules
         self.at_once = len(modules)
+        self.outside, self.pace = False, 0.0
 
     def __len__(self) -> int:
         return len(self.modules)

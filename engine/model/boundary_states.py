@@ -86,6 +86,9 @@ class BoundaryStates:
         """See `CachePlan.every`."""
         self.required = False
         """Whether there must be room for every state."""
+        self.first = False
+        """Whether the input of the first block is kept too: making it again costs reading the
+        embedding."""
         self._memory, self._blocks = memory, blocks
         self._resumable, self._head_resumable = resumable, head_resumable
         self._kept: dict[int, dict[int, KeptTensor]] = {}
@@ -130,7 +133,9 @@ class BoundaryStates:
             EngineError: it is required, and there is no room for it.
         """
         last = k == self._blocks
-        if not self.every or k <= 0 or not (self._head_resumable if last else self._resumable):
+        if not self.every or k < (0 if self.first else 1):
+            return None
+        if not (self._head_resumable if last else self._resumable):
             return None
         if self.required:
             return self._memory.must_put(state)

@@ -17,6 +17,7 @@ from engine.checkpoint.gguf import is_gguf, open_gguf
 from engine.checkpoint.links import refuse_pointer
 from engine.errors import (
     CheckpointError,
+    EngineError,
     OutOfMemoryError,
     TextError,
     UsageError,
@@ -40,8 +41,11 @@ from engine.model.streaming import (
     RESIDENT,
     CannotStream,
     fits,
+    is_tied,
     least_memory,
     load_around_blocks,
+    never_tied,
+    reads_around,
     refuse_unstreamable,
     without_weights,
 )
@@ -195,21 +199,35 @@ def _streamed(one: _Loading, notes: tuple[str, ...], needed: int, budget: int | 
     notes += _unread_note(_check_report(one.path, model, report))
     what = f"streaming {one.path.name} in {one.dtype} from disk".replace("torch.", "")
     refuse_unstreamable(model, one.checkpoint, one.stored)
-    check_memory(least_memory(model), memory_free(one.device), one.device, what=what)
+    free = memory_free(one.device)
+    room = free if budget is None else min(free, budget)
+    # Read like blocks they cost time at every pass, so that they are kept where that is cheap.
+    outside = least_memory(model) > room // 2 and reads_around(model, one.stored)
+    check_memory(least_memory(model, outside=outside), free, one.device, what=what)
     made_from = _disk_names(model, one.stored)
 
     def mend(values: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
         _check_range(one, made_from, values)
         return _zero_what_is_not_finite(values)
 
-    source = load_around_blocks(model, one.checkpoint, one.stored, one.device, mend)
-    tied = _untie_head(model)
+    tied = outside and is_tied(model)
+    source = load_around_blocks(
+        model, one.checkpoint, one.stored, one.device, mend, outside=outside
+    )
+    tied = _untie_head(model) or tied
     blocks = source(find_blocks(model)[1])
     inside = {id(p) for module in blocks.modules for p in module.parameters()}
+    inside |= set(map(id, blocks.around))
     said = mend({name: p for name, p in model.named_parameters() if id(p) not in inside})
     network = Network(model, made_from, tied=tied, source=lambda _modules: blocks)
     one.on_stage(LoadStage("checking resume", 0, 1))
-    check_streamed(network)
+    try:
+        check_streamed(network)
+    except (CannotStream, EngineError):
+        if not blocks.outside:
+            raise
+        blocks.keep_around()  # such as a table that is used without being called
+        check_streamed(network)
     one.on_stage(LoadStage("checking resume", 1, 1))
     network.zeroed = (*said, *blocks.reader.said)
     network.notes = (*notes, _streamed_note(network, blocks, needed, budget))
@@ -406,8 +424,7 @@ def _untie_head(model: Any) -> bool:
     if own is None or own is not weight:
         return False
     head.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-    for config in (model.config, model.config.get_text_config()):
-        config.tie_word_embeddings = False
+    never_tied(model)
     return True
 
 
@@ -480,9 +497,9 @@ def _streamed_note(
     if budget is not None and least > budget * RESIDENT:
         said += "; even that is more than the budget leaves"
     if blocks.spent:
-        seconds = blocks.pace * len(blocks)
         said += (
-            f"; reading all blocks takes about {max(1, round(seconds))} s, an estimate does twice"
+            f"; reading all blocks takes about {max(1, round(network.reading_s))} s, an estimate "
+            "does twice"
         )
     return said
 

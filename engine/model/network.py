@@ -70,6 +70,19 @@ def whole(held: Held) -> Tensor | StandIn:
     return held.make() if isinstance(held, Compact) else held
 
 
+class Forwards(list[Forward]):
+    """Forwards of all blocks.
+
+    Args:
+        forwards: by block.
+        embeds: whether what the embedding gives reaches a block, or may do so.
+    """
+
+    def __init__(self, forwards: Iterable[Forward], *, embeds: bool) -> None:
+        super().__init__(forwards)
+        self.embeds = embeds
+
+
 class Preempted(Exception):
     """Raised at the start of a block when ``should_stop`` says so; the network is at rest again."""
 
@@ -143,6 +156,8 @@ class Network:
         """By block, what is held there but not whole yet."""
         self.takes_positions = "logits_to_keep" in inspect.signature(type(model).forward).parameters
         self._holding = False
+        self._run: object = None
+        """The run of the model that embedding and head are read for."""
 
     # -- weights -------------------------------------------------------------------------------
 
@@ -152,7 +167,7 @@ class Network:
         It is the reference also while another weight is held.
         """
         slot, block, parameter = self.slot(name), self.layers[name].block, self._reference[name]
-        values = parameter if block is None else self.blocks.reference(block, parameter)
+        values = self.blocks.reference(-1 if block is None else block, parameter)
         return slot.oriented(values.detach())
 
     @contextmanager
@@ -268,12 +283,13 @@ class Network:
     def at_hand(self, blocks: Iterable[int]) -> Iterator[None]:
         """Inside, these blocks have their weights, whoever runs them; see `BlockSource.block`.
 
-        Numbers outside of the blocks (-1, the number of blocks) do nothing: what is before and
-        after the blocks is always loaded.
+        -1 is the embedding, the number of blocks the head; other numbers do nothing.
         """
         with ExitStack() as stack:
             for k in blocks:
-                if 0 <= k < len(self.blocks):
+                if 0 <= k < len(self.blocks) or (
+                    self.blocks.outside and -1 <= k <= len(self.blocks)
+                ):
                     stack.enter_context(self.blocks.block(k))
             yield
 
@@ -283,13 +299,26 @@ class Network:
         return self.resumable and self.blocks.at_once < len(self.blocks)
 
     @property
+    def reading_s(self) -> float:
+        """Seconds that reading all blocks once takes; 0 if they are resident."""
+        return self.blocks.pace * len(self.blocks)
+
+    @property
     def weights_in_memory(self) -> int:
         """Bytes of weights that are in memory at a time: all, or those outside of blocks and two
         blocks where they are streamed."""
         blocks = sorted(map(_bytes_of, self.blocks.modules))
         if self.blocks.at_once < len(blocks):
             blocks = blocks[-1 - self.blocks.at_once :]  # the next one is read meanwhile
-        return self.weights_outside + sum(blocks)
+        return self.weights_outside + max(sum(blocks), *map(_bytes, self._tables), 0)
+
+    @property
+    def _tables(self) -> list[Tensor]:
+        """Weights outside of blocks that are read like them."""
+        if not self.blocks.outside:
+            return []
+        found = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        return [module.weight for module in found]
 
     @property
     def largest_block(self) -> int:
@@ -298,8 +327,9 @@ class Network:
 
     @property
     def weights_outside(self) -> int:
-        """Bytes of weights outside of blocks."""
+        """Bytes of weights outside of blocks that are always in memory."""
         inside = {id(p) for block in self.blocks.modules for p in block.parameters()}
+        inside |= set(map(id, self._tables))
         return sum(_bytes(p) for p in self.model.parameters() if id(p) not in inside)
 
     def stretches(self, start: int, until: int) -> list[range]:
@@ -312,6 +342,8 @@ class Network:
         """
         if start >= until:
             return []
+        if start < 0 < until and self.blocks.outside and self.resumable:
+            return [range(-1, 0), *self.stretches(0, until)]  # the embedding is in memory alone
         length = self.blocks.at_once if self.resumable else len(self.blocks)
         ends = list(range(max(start, 0), until, length))
         ends = [*ends[1:], until]
@@ -374,6 +406,7 @@ class Network:
 
         forwards = self.resuming(max(k, 0), state)
         watched = [passing(i, run) if i >= k else run for i, run in enumerate(forwards)]
+        watched = Forwards(watched, embeds=forwards.embeds)
         self.run_until_reached(ids, watched)
 
     def final_state(self, ids: Tensor, k: int, state: Tensor | None) -> Tensor:
@@ -439,7 +472,12 @@ class Network:
         kwargs.setdefault("use_cache", False)
         if forwards is None:
             forwards = [self._running(i) for i in range(len(self.blocks))]
-        with torch.set_grad_enabled(grad), patched(self.blocks.modules, forwards):
+        embeds = getattr(forwards, "embeds", True)
+        with (
+            self._reading_around(embeds=embeds),
+            torch.set_grad_enabled(grad),
+            patched(self.blocks.modules, forwards),
+        ):
             output = self.model(input_ids=ids.to(self.device), **kwargs)
         logits: Tensor = output.logits
         return logits
@@ -463,10 +501,12 @@ class Network:
             reached.append(split_output(inner(*args, **kwargs))[0])
             raise Reached
 
-        self.run_until_reached(ids, [*forwards[:block], only, *forwards[block + 1 :]])
+        changed = [*forwards[:block], only, *forwards[block + 1 :]]
+        embeds = getattr(forwards, "embeds", True)
+        self.run_until_reached(ids, Forwards(changed, embeds=embeds))
         return reached[0]
 
-    def resuming(self, k: int, state: Tensor | None) -> list[Forward]:
+    def resuming(self, k: int, state: Tensor | None) -> Forwards:
         """Forwards that skip blocks before ``k`` and pass ``state`` to block ``k``.
 
         With ``k == n_blocks`` the last block returns ``state``. A state of None changes nothing.
@@ -493,7 +533,47 @@ class Network:
 
             return forward
 
-        return [skipping(i) if i < k else running(i) for i in range(n)]
+        found = [skipping(i) if i < k else running(i) for i in range(n)]
+        return Forwards(found, embeds=state is None)
+
+    @contextmanager
+    def _reading_around(self, *, embeds: bool) -> Iterator[None]:
+        """Inside, embedding and head are read when they are called, if they come and go.
+
+        Args:
+            embeds: whether what the embedding gives is used.
+        """
+        if not self.blocks.outside:
+            yield
+            return
+        hooks: list[Any] = []
+        this, before_this = object(), self._run
+        self._run = this
+        with ExitStack() as stack:
+
+            def reads(module: nn.Module, k: int) -> None:
+                own = stack.enter_context(ExitStack())
+
+                def before(_module: nn.Module, _args: Any) -> None:
+                    if self._run is this:  # not one inside that needs less
+                        own.enter_context(self.blocks.block(k))
+
+                def after(_module: nn.Module, _args: Any, _output: Any) -> None:
+                    if self._run is this:
+                        own.close()
+
+                hooks.append(module.register_forward_pre_hook(before))
+                hooks.append(module.register_forward_hook(after))
+
+            if embeds:
+                reads(self.model.get_input_embeddings(), -1)
+            reads(self.model.get_output_embeddings(), len(self.blocks))
+            try:
+                yield
+            finally:
+                self._run = before_this
+                for hook in hooks:
+                    hook.remove()
 
     # -- checks --------------------------------------------------------------------------------
 

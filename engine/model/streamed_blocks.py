@@ -1,13 +1,14 @@
 """Blocks whose weights are read from the checkpoint when they run, and dropped afterwards.
 
 Two are in memory: the one that runs, and the next one, which a thread reads meanwhile. On a GPU it
-copies it there from pinned memory, in a stream of its own.
+copies it there from pinned memory, in a stream of its own. Embedding and head may be read like
+blocks, before the first and after the last: each is in memory alone.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Thread
 
@@ -31,24 +32,34 @@ class StreamedBlocks:
         keys: of every block, the keys of its parameters in the model, in the order of
             ``parameters()``.
         reader: of the model.
+        around: weights of the embedding (-1) and of the head (the number of blocks), if they are
+            read too, by the key that each is read by.
     """
 
     def __init__(
-        self, modules: Sequence[nn.Module], keys: Sequence[Sequence[str]], reader: BlockReader
+        self,
+        modules: Sequence[nn.Module],
+        keys: Sequence[Sequence[str]],
+        reader: BlockReader,
+        around: Mapping[int, tuple[str, nn.Parameter]] | None = None,
     ) -> None:
         self.modules, self.at_once, self.reader = modules, 1, reader
+        self.outside = bool(around)
+        self.reads_around = 0
+        """How often embedding or head were read."""
         self.reads = [0] * len(modules)
         """How often each block was read."""
         self.waited = 0.0
         """Seconds that whoever needed a block waited for it."""
         self.spent = 0.0
         """Seconds that reading took."""
-        self._own = [
-            dict(zip(of_block, module.parameters(), strict=True))
-            for of_block, module in zip(keys, modules, strict=True)
-        ]
-        self._keys = {id(p): key for own in self._own for key, p in own.items()}
-        self._open = [0] * len(modules)
+        self._own = {
+            k: dict(zip(of_block, module.parameters(), strict=True))
+            for k, (of_block, module) in enumerate(zip(keys, modules, strict=True))
+        }
+        self._own |= {k: {key: own} for k, (key, own) in (around or {}).items()}
+        self._keys = {id(p): (k, key) for k, own in self._own.items() for key, p in own.items()}
+        self._open = dict.fromkeys(self._own, 0)
         self._ahead: _Ahead | None = None
         self._last = -1
 
@@ -58,30 +69,47 @@ class StreamedBlocks:
     @property
     def pace(self) -> float:
         """Seconds that reading a block takes, as far as they were read; 0 if none was."""
-        return self.spent / max(1, sum(self.reads))
+        return self.spent / max(1, sum(self.reads) + self.reads_around)
 
     @property
     def largest(self) -> int:
         """Bytes of the largest block."""
-        return max(sum(map(_bytes, own.values())) for own in self._own)
+        return max(sum(map(_bytes, self._own[k].values())) for k in range(len(self)))
 
     @property
     def bytes(self) -> int:
         """Bytes of all blocks."""
-        return sum(_bytes(p) for own in self._own for p in own.values())
+        return sum(_bytes(p) for k in range(len(self)) for p in self._own[k].values())
+
+    @property
+    def around(self) -> list[nn.Parameter]:
+        """The weights of embedding and head, if they are read too."""
+        blocks = range(len(self))
+        return [p for k, own in self._own.items() if k not in blocks for p in own.values()]
+
+    def keep_around(self) -> None:
+        """Read embedding and head now, and keep them: a model uses them in some way of its own."""
+        for k in (-1, len(self)):
+            for key, parameter in self._own.pop(k, {}).items():
+                parameter.data = self.reader.read([key])[key].to(parameter.device)
+                del self._keys[id(parameter)]
+        self.outside = False
 
     @contextmanager
-    def block(self, k: int) -> Iterator[nn.Module]:
+    def block(self, k: int) -> Iterator[nn.Module | None]:
         """The block, read unless it is open already.
 
         Raises:
             CheckpointError: it cannot be read, or its file changed.
         """
+        if k not in self._own:  # what is around the blocks, and kept
+            yield None
+            return
         if not self._open[k]:
             self._fill(k)
         self._open[k] += 1
         try:
-            yield self.modules[k]
+            yield self.modules[k] if 0 <= k < len(self) else None
         finally:
             self._open[k] -= 1
             if not self._open[k]:
@@ -91,8 +119,8 @@ class StreamedBlocks:
 
     def reference(self, k: int, parameter: nn.Parameter) -> Tensor:
         """The parameter itself while its block is open; else it is read."""
-        key = self._keys.get(id(parameter))
-        if key is None or self._open[k]:
+        region, key = self._keys.get(id(parameter), (k, None))
+        if key is None or self._open[region]:
             return parameter
         return self.reader.read([key])[key].to(parameter.device)
 
@@ -104,9 +132,12 @@ class StreamedBlocks:
         values = ahead.values()
         self.waited += time.perf_counter() - begun
         self.spent += ahead.spent
-        self.reads[k] += 1
         for key, parameter in self._own[k].items():
             parameter.data = values[key]
+        if not 0 <= k < len(self):
+            self.reads_around += 1
+            return  # it is in memory alone
+        self.reads[k] += 1
         following = k + self._direction(k)
         self._last = k
         if 0 <= following < len(self) and not self._open[following]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,17 +82,32 @@ def refuse_unstreamable(model: Any, checkpoint: Checkpoint, stored: CheckpointTe
             raise CannotStream(f"{key} is not made from tensors of the checkpoint")
 
 
-def least_memory(model: Any) -> int:
-    """Bytes of weights that are in memory at a time: those outside of blocks, and two blocks."""
+def least_memory(model: Any, *, outside: bool = False) -> int:
+    """Bytes of weights that are in memory at a time: those outside of blocks, and two blocks.
+
+    Args:
+        model: as `without_weights` gives it.
+        outside: whether embedding and head are read like blocks, each alone.
+    """
     blocks = [sum(map(_bytes, block.parameters())) for block in find_blocks(model)[1]]
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    head, embedding = _head(model), model.get_input_embeddings()
     tied = getattr(head, "weight", None) is embedding.weight  # it gets a weight of its own
     whole = sum(map(_bytes, model.parameters())) + tied * _bytes(embedding.weight)
-    return whole - sum(blocks) + sum(sorted(blocks)[-2:])
+    two = sum(sorted(blocks)[-2:])
+    if not outside:
+        return whole - sum(blocks) + two
+    tables = [_bytes(embedding.weight), _bytes(head.weight)]
+    return whole - sum(blocks) - sum(tables) + max(two, *tables)
 
 
 def load_around_blocks(
-    model: Any, checkpoint: Checkpoint, stored: CheckpointTensors, device: str, mend: Mend
+    model: Any,
+    checkpoint: Checkpoint,
+    stored: CheckpointTensors,
+    device: str,
+    mend: Mend,
+    *,
+    outside: bool = False,
 ) -> Callable[[list[nn.Module]], StreamedBlocks]:
     """Load everything but the parameters of blocks into a model without values.
 
@@ -102,6 +117,8 @@ def load_around_blocks(
         stored: its tensors.
         device: that it is to be on.
         mend: see `BlockReader`.
+        outside: whether embedding and head are not loaded either, if they can be read by
+            themselves. A head that is tied gets a weight of its own then.
 
     Returns:
         What makes the source of its blocks.
@@ -113,6 +130,8 @@ def load_around_blocks(
     keys, sources = _keys(model), join_names(model, stored.tensors)
     skeleton = copy.deepcopy(model)
     inside = {key for of_block in keys for key in of_block}
+    around = _around(model, sources) if outside else {}
+    inside |= set(around.values())
     late = {source for key in inside for source in sources[key]}
     early = {source for key, made in sources.items() if key not in inside for source in made}
     if both := sorted(late & early):
@@ -125,10 +144,61 @@ def load_around_blocks(
         model.tie_weights(missing_keys=absent, recompute_mapping=False)
     for module in modules:
         _empty(module, device)
+    weights = {}
+    for k, module in ((-1, model.get_input_embeddings()), (len(modules), _head(model))):
+        if k in around:
+            own_parameters(module)["weight"] = _hollow(module.weight, device)
+            weights[k] = around[k], module.weight
+    if around:
+        never_tied(model)
     model.to(device)
     files = {info.file for info in checkpoint.tensors.values()}
     reader = BlockReader(skeleton, sources, stored.tensors, files, mend)
-    return lambda found: StreamedBlocks(found, keys, reader)
+    return lambda found: StreamedBlocks(found, keys, reader, weights)
+
+
+def is_tied(model: Any) -> bool:
+    """Whether head and embedding have one weight, or are to have one if they are equal."""
+    own = getattr(_head(model), "weight", None)
+    if own is not None and own is model.get_input_embeddings().weight:
+        return True
+    return bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+
+
+def never_tied(model: Any) -> None:
+    """Have nothing tie head and embedding again."""
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+
+def _head(model: Any) -> Any:
+    return model.get_output_embeddings()
+
+
+def reads_around(model: Any, stored: CheckpointTensors) -> bool:
+    """Whether embedding and head can be read by themselves."""
+    return bool(_around(model, join_names(model, stored.tensors)))
+
+
+def _around(model: Any, sources: Mapping[str, tuple[str, ...]]) -> dict[int, str]:
+    """The keys that weights of embedding (-1) and head (the number of blocks) are read by; nothing
+    if one of them is more than a table, or whether they are tied depends on their values."""
+    embedding, head = model.get_input_embeddings(), _head(model)
+    if not isinstance(embedding, nn.Embedding) or type(head) is not nn.Linear:
+        return {}
+    named = {id(module): name for name, module in model.named_modules()}
+    keys = [f"{named[id(module)]}.weight" for module in (embedding, head)]
+    weights = (embedding.weight, head.weight)
+    every = model.named_parameters(remove_duplicate=False)
+    if any(name not in keys and any(p is each for each in weights) for name, p in every):
+        return {}
+    if is_tied(model):
+        if keys[1] in sources:
+            return {}
+        keys[1] = keys[0]
+    if any(key not in sources for key in keys):
+        return {}
+    return {-1: keys[0], len(find_blocks(model)[1]): keys[1]}
 
 
 def _keys(model: Any) -> list[list[str]]:
@@ -158,6 +228,9 @@ def _empty(block: nn.Module, device: str) -> None:
         own = own_parameters(module)
         for name, parameter in own.items():
             if parameter is not None:
-                hollow = torch.empty((), dtype=parameter.dtype, device=device)
-                shaped = without_values(hollow.expand(parameter.shape))
-                own[name] = nn.Parameter(shaped, requires_grad=False)
+                own[name] = _hollow(parameter, device)
+
+
+def _hollow(parameter: torch.Tensor, device: str) -> nn.Parameter:
+    hollow = torch.empty((), dtype=parameter.dtype, device=device)
+    return nn.Parameter(without_values(hollow.expand(parameter.shape)), requires_grad=False)

@@ -174,6 +174,7 @@ def _load_model(opened: Opened) -> Generator[p.AnyEvent | None, None, Loaded]:
         load_s=loaded.load_s,
         interval_factor=MeanWithError(0.0, 1.0, windows.count).half(),
         memory=sum(t.numel() * t.element_size() for t in network.model.parameters()),
+        reading_s=network.reading_s,
         why_not_folded=why_not_folded,
         why_not_gathered=why_not_gathered_of(network),
     )
@@ -294,7 +295,8 @@ def _with_and_without(network: Network, ids: Sequence[int], bos: int) -> tuple[f
             with network.at_hand(stretch):
                 for lane in lanes:
                     lane.advance(stretch.stop)
-        whole = [network.logits(lane.ids, lane.reached(), slice(None)) for lane in lanes]
+        with network.at_hand([len(network.blocks)]):  # the head
+            whole = [network.logits(lane.ids, lane.reached(), slice(None)) for lane in lanes]
     else:
         whole = [network.run(window, None) for window in windows]
     found = [

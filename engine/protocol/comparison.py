@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-COMPARISON_VERSION = 4
+COMPARISON_VERSION = 5
 """Version of reading finished checkpoints, and of what is told of them. A session forgets what an
 earlier version said, and facts of it are not found."""
 

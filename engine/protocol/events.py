@@ -160,6 +160,8 @@ class ModelReady(Event, frozen=True, kw_only=True):
     """Half a 95% interval in standard errors: Student's t over the windows."""
     memory: int
     """Bytes of the model's weights."""
+    reading_s: float = 0.0
+    """Seconds that reading all blocks once takes, if they are streamed."""
     why_not_folded: dict[str, str] = {}
     """Layers whose inputs no preceding operation can scale, as ``+awq`` and ``+smooth`` require,
     with the reason."""

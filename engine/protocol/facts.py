@@ -409,6 +409,22 @@ class ArtefactLayer(Fact, frozen=True, gc=False, kw_only=True):
     """What the stored weights are multiplied by, or the steps by which they are off."""
     left: float = float("nan")
     """Its relative error with the mistake undone."""
+    rotated: str = ""
+    """Rotations that were multiplied into it, and taken back for `error`: ``residual stream``,
+    ``heads``, ``input``, with ``and`` between; ``input, not undone`` where the matrix is not
+    known."""
+    clipped: float = float("nan")
+    """Share of the original's weights more than half a step beyond the ends of its grid; nan where
+    they are not known."""
+    clipped_input: int = -1
+    """The input channel with the largest share of clipped weights."""
+    clipped_in_input: float = float("nan")
+    clipped_output: int = -1
+    """The output channel with the largest share of clipped weights."""
+    clipped_in_output: float = float("nan")
+    divisor: float = float("nan")
+    """What the largest weight of a group, or its range, is divided by for its scale, such as 7.5;
+    nan if that is no number that quantisers use."""
     refused: str = ""
     """Why it could not be compared; figures are nan."""
 

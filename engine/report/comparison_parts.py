@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from msgspec import UNSET
+import math
+
+from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
 from engine.diagnosis.of_artefacts import artefact_findings
@@ -96,7 +98,22 @@ def _layer(compared: Compared, name: str) -> s.ComparedLayer:
         read_as=fact.read_as or UNSET,
         mistake=fact.mistake or UNSET,
         left=finite(fact.left) if fact.mistake else UNSET,
+        rotated=fact.rotated or UNSET,
+        clipping=_clipping(fact),
+        divisor=UNSET if math.isnan(fact.divisor) else fact.divisor,
         refused=fact.refused or UNSET,
+    )
+
+
+def _clipping(fact: p.ArtefactLayer) -> s.ClippedPart | UnsetType:
+    if math.isnan(fact.clipped):
+        return UNSET
+    return s.ClippedPart(
+        share=fact.clipped,
+        input_channel=fact.clipped_input,
+        input_share=finite(fact.clipped_in_input),
+        output_channel=fact.clipped_output,
+        output_share=finite(fact.clipped_in_output),
     )
 
 

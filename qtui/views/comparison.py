@@ -68,6 +68,8 @@ def _inside(session: Session, fingerprint: str, compared: Compared) -> list[Item
         said = ", ".join(f"{counted[kind]} {ROUNDED[kind]}" for kind in ROUNDED if kind in counted)
         folded = sum(fact.folded > 1 for fact in compared.layers.values())
         said += f"; scales folded into {folded}" if folded else ""
+        turned = sum(bool(fact.rotated) for fact in compared.layers.values())
+        said += f"; {turned} rotated" if turned else ""
         found.append(Item("said", fingerprint, said=f"layers: {said}"))
     order = {name: at for at, name in enumerate(session.layers.names)}
     changed.sort(key=lambda fact: (*_worth(compared, fact), order.get(fact.layer, 0)))

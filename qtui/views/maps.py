@@ -191,7 +191,9 @@ def scale_line(found: Map, glyphs: Glyphs) -> Words:
     """What the shades stand for."""
     shades = ASCII_SHADES if glyphs.ascii else UNICODE_SHADES
     text = found.figure.quantity.text
-    words: Words = [(f"{found.figure.title}: ", "$dim")]
+    first, space, rest = found.figure.title.partition(" ")
+    kilo = glyphs.kilo if found.figure.quantity.thousandths else ""
+    words: Words = [(f"{first}{kilo}{space}{rest}: ", "$dim")]
     for step in range(1, STEPS):
         words.append((shades[step], f"$heat-{step + 1}"))
     most = text(found.largest) if found.largest else "0"

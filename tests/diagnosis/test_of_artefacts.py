@@ -35,6 +35,13 @@ def compared(*layers: p.ArtefactLayer, missing: tuple[str, ...] = ()) -> Compare
     return Compared(opened, {each.layer: each for each in layers})
 
 
+def score(kl: float, top1: float) -> p.ArtefactScore:
+    return p.ArtefactScore(
+        artefact="f", nll=3.0, ppl=20.0, ppl_low=19.0, ppl_high=21.0, dnll=0.1, dnll_se=0.01,
+        kl=kl, kl_se=0.001, top1=top1, tokens=100,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("bits", [0.004, 0.1, 0.25, 0.6])
 @pytest.mark.parametrize("rounding", ["nearest", "solved", "same"])
 def test_a_clean_one_has_none(bits: float, rounding: p.Rounding) -> None:
@@ -55,6 +62,18 @@ def test_where_all_are_wrong_it_is_said_once() -> None:
     assert (found.id, found.layer) == ("other-weights", "")
 
 
+def test_outputs_that_agree_tell_weights_that_differ_wholly_from_another_parent() -> None:
+    layers = [layer(f"l{i}", 1.4, "other", 4.0) for i in range(20)]
+    known = compared(*layers)
+    known.score = score(kl=0.01, top1=0.95)
+    (found,) = artefact_findings(known)
+    assert (found.id, found.severity) == ("rotated", "warning")
+    assert "outputs agree with the original's (KL·10³ 10, 95% top-1)" in found.sentence
+    known.score = score(kl=8.0, top1=0.03)
+    (found,) = artefact_findings(known)
+    assert found.id == "other-weights"
+
+
 def test_another_parent_is_recognised_by_many_weights_near_ties() -> None:
     layers = [layer(f"l{i}", 0.1, "other" if i % 2 else "nearest", 0.3) for i in range(20)]
     (found,) = artefact_findings(compared(*layers))
@@ -71,10 +90,7 @@ def test_what_is_missing_or_unreadable_comes_first() -> None:
 
 def test_a_layer_that_wins_much_is_worth_keeping() -> None:
     known = compared(layer("a", 0.1), layer("b", 0.1))
-    known.score = p.ArtefactScore(
-        artefact="f", nll=3.0, ppl=20.0, ppl_low=19.0, ppl_high=21.0, dnll=0.1, dnll_se=0.01,
-        kl=0.1, kl_se=0.001, top1=0.9, tokens=100,
-    )  # fmt: skip
+    known.score = score(kl=0.1, top1=0.9)
     known.restored = {
         name: p.LayerRestored(
             artefact="f", layer=name, kl=kl, kl_se=0.001, dnll=kl, dnll_se=0.1, tokens=100

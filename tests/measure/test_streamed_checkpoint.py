@@ -118,6 +118,30 @@ def test_passes_of_exact_measurements_are_said_before_the_first(
     assert sum(blocks.reads) - before == number
 
 
+def test_no_more_than_two_blocks_or_one_and_the_head_are_in_memory(
+    tmp_path: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.build("llama", tmp_path / "model", vocab_size=2048)
+    most, fill = 0, StreamedBlocks._fill
+
+    def filling(blocks: StreamedBlocks, k: int) -> None:
+        nonlocal most
+        fill(blocks, k)
+        there = {k, *(each for each, count in blocks._open.items() if count)}
+        there |= set() if blocks._ahead is None else {blocks._ahead.k}
+        most = max(most, sum(p.nbytes for each in there for p in blocks._own[each].values()))
+
+    monkeypatch.setattr(StreamedBlocks, "_fill", filling)
+    loaded = opened(folder, tmp_path / "facts", prose, memory_budget=1)
+    learnt(sweep(loaded, ["int4-g32"], "degrade", "j", exact="none"))
+    names = [name for name, layer in loaded.network.layers.items() if layer.role != "embedding"]
+    learnt(evaluate(loaded, dict.fromkeys(names, "int8"), "j"))
+    blocks = loaded.network.blocks
+    assert isinstance(blocks, StreamedBlocks)
+    head = 2048 * 64 * 4
+    assert 0 < most <= max(2 * blocks.largest, blocks.largest + head)
+
+
 @pytest.mark.parametrize("arch", ["llama"])
 def test_a_first_sweep_of_estimates_reads_its_blocks_three_times(
     arch: str, folder: Path, tmp_path: Path, prose: Path

@@ -16,6 +16,7 @@ class StreamedBlocks:
 
     def __init__(self, modules: Sequence[nn.Module], at_once: int = 1) -> None:
         self.modules, self.at_once = modules, at_once
+        self.outside, self.pace = False, 0.0
         self.reads = [0] * len(modules)
         """How often each block was read."""
         self.most = 0
@@ -46,8 +47,8 @@ class StreamedBlocks:
                 self._empty(self._own[k])
 
     def reference(self, k: int, parameter: nn.Parameter) -> Tensor:
-        """The values that are kept aside."""
-        return self._values[parameter]
+        """The values that are kept aside; what is outside of blocks has its own."""
+        return self._values.get(parameter, parameter)
 
     def _empty(self, parameters: Sequence[nn.Parameter]) -> None:
         for parameter in parameters:

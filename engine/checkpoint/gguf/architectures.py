@@ -49,6 +49,9 @@ class Architecture:
     settings: tuple[Setting, ...]
     activation: str
     """What llama.cpp computes between the layers of a feed-forward network."""
+    experts: Mapping[str, str] = field(default_factory=dict)
+    """As `inner`, for weights of all experts in one tensor ``[experts, …]``; ``{}`` is the number
+    of one. Empty unless the architecture is a mixture."""
     changes: Mapping[str, Change] = field(default_factory=dict)
     """By the last part of a name in GGUF."""
     may_untie: bool = True
@@ -85,6 +88,33 @@ class Architecture:
             return None
         return f"blk.{int(match[1])}.{found}.{suffix}" if match else f"{found}.{suffix}"
 
+    def disk_names(self, name: str, count: int) -> list[str]:
+        """The names in transformers of what a tensor of GGUF holds: one, or ``count`` experts."""
+        one = self.disk_name(name)
+        return self.expert_names(name, count) if one is None else [one]
+
+    def expert_names(self, name: str, count: int) -> list[str]:
+        """The names in transformers of the experts in a tensor of GGUF; none if it has none."""
+        match = re.fullmatch(r"blk\.([0-9]{1,6})\.([^.]+)\.weight", name)
+        module = self.experts.get(match[2]) if match else None
+        if match is None or module is None:
+            return []
+        home = f"{self.blocks}.{int(match[1])}"
+        return [f"{home}.{module.format(expert)}.weight" for expert in range(count)]
+
+    def expert_of(self, name: str) -> tuple[str, int] | None:
+        """The tensor of GGUF that a tensor in transformers is one expert of, and which."""
+        first = self.blocks.partition(".")[0]
+        whole = name if name.startswith(f"{first}.") else f"{first}.{name}"
+        for key, module in self.experts.items():
+            pattern = re.escape(module).replace(r"\{\}", "([0-9]{1,6})")
+            found = re.fullmatch(
+                rf"{re.escape(self.blocks)}\.([0-9]{{1,6}})\.{pattern}\.weight", whole
+            )
+            if found:
+                return f"blk.{int(found[1])}.{key}.weight", int(found[2])
+        return None
+
     def change(self, name: str) -> Change:
         """What the converter does to a tensor, by its name in GGUF."""
         base, _, suffix = name.rpartition(".")
@@ -92,6 +122,8 @@ class Architecture:
         return "" if suffix == "bias" and found in ("plus one", "transposed") else found
 
 
+ROUTER = "ffn_gate_inp"
+"""What chooses experts."""
 _OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _ATTENTION = {
     "attn_norm": "input_layernorm",
@@ -105,7 +137,8 @@ _NETWORK = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_INNER = {**_ATTENTION, "ffn_norm": "post_attention_layernorm", **_NETWORK}
+_BESIDE = {**_ATTENTION, "ffn_norm": "post_attention_layernorm"}
+_INNER = {**_BESIDE, **_NETWORK}
 _NORMED = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 _SANDWICHED = {
     **_ATTENTION,
@@ -135,6 +168,55 @@ _HEAD = (
     Setting("attention.value_length", "head_dim", optional=True),
 )
 _WINDOW = Setting("attention.sliding_window", "sliding_window", optional=True)
+
+MIXTURES: dict[str, Architecture] = {
+    each.name: each
+    for each in (
+        Architecture(
+            name="llama",
+            model_types=("mixtral",),
+            model="MixtralForCausalLM",
+            outer=_OUTER,
+            blocks="model.layers",
+            inner={**_BESIDE, ROUTER: "block_sparse_moe.gate"},
+            experts={
+                "ffn_gate_exps": "block_sparse_moe.experts.{}.w1",
+                "ffn_up_exps": "block_sparse_moe.experts.{}.w3",
+                "ffn_down_exps": "block_sparse_moe.experts.{}.w2",
+            },
+            settings=(
+                *_SETTINGS,
+                *_HEAD,
+                Setting("expert_count", "num_local_experts"),
+                Setting("expert_used_count", "num_experts_per_tok"),
+            ),
+            activation="silu",
+            changes={"attn_q": "query rows", "attn_k": "key rows"},
+        ),
+        Architecture(
+            name="qwen3moe",
+            model_types=("qwen3_moe",),
+            model="Qwen3MoeForCausalLM",
+            outer=_OUTER,
+            blocks="model.layers",
+            inner={**_BESIDE, **_NORMED, ROUTER: "mlp.gate"},
+            experts={
+                "ffn_gate_exps": "mlp.experts.{}.gate_proj",
+                "ffn_up_exps": "mlp.experts.{}.up_proj",
+                "ffn_down_exps": "mlp.experts.{}.down_proj",
+            },
+            settings=(
+                *_SETTINGS,
+                *_HEAD,
+                Setting("expert_count", "num_local_experts"),
+                Setting("expert_used_count", "num_experts_per_tok"),
+                Setting("expert_feed_forward_length", "moe_intermediate_size"),
+            ),
+            activation="silu",
+        ),
+    )
+}
+"""Mixtures of experts by ``general.architecture``; one of `ARCHITECTURES` may have its name."""
 
 ARCHITECTURES: dict[str, Architecture] = {
     each.name: each
@@ -265,7 +347,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
     )
 }
-"""By ``general.architecture``."""
+"""All others by ``general.architecture``."""
 
 ROPE_FREQUENCIES = "rope_freqs.weight"
 """What the frequencies of Llama 3's positions are divided by."""
@@ -277,4 +359,10 @@ NOT_WEIGHTS = (ROPE_FREQUENCIES, ROPE_LONG, ROPE_SHORT)
 
 def architecture_of(model_type: object) -> Architecture | None:
     """How llama.cpp stores a model of transformers; None if not known."""
-    return next((a for a in ARCHITECTURES.values() if model_type in a.model_types), None)
+    known = (*ARCHITECTURES.values(), *MIXTURES.values())
+    return next((each for each in known if model_type in each.model_types), None)
+
+
+def architecture_named(name: str, *, experts: bool) -> Architecture | None:
+    """The architecture of a file, by its ``general.architecture``; None if not known."""
+    return (MIXTURES if experts else ARCHITECTURES).get(name)

@@ -9,13 +9,19 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from engine.checkpoint.checkpoint import Checkpoint, file_digest
-from engine.checkpoint.gguf.architectures import ARCHITECTURES, NOT_WEIGHTS, Architecture
+from engine.checkpoint.gguf.architectures import (
+    ARCHITECTURES,
+    MIXTURES,
+    NOT_WEIGHTS,
+    Architecture,
+    architecture_named,
+)
 from engine.checkpoint.gguf.codes import codes_of
 from engine.checkpoint.gguf.config import config_of
 from engine.checkpoint.gguf.files import read_files
@@ -234,16 +240,19 @@ def open_gguf(file: Path) -> GgufCheckpoint:
             f"{first} is a GGUF file of the kind {kind!r}, not a model: give the model's own file"
         )
     name = metadata.text("general.architecture")
-    architecture = ARCHITECTURES.get(name)
+    experts = bool(metadata.whole(f"{name}.expert_count", 0))
+    architecture = architecture_named(name, experts=experts)
     if architecture is None:
+        known = MIXTURES if experts else ARCHITECTURES
         raise CheckpointError(
-            f"{first} is a GGUF file of the architecture {name!r}; qtui reads "
-            f"{', '.join(ARCHITECTURES)}: open the checkpoint that it was made from"
+            f"{first} is a GGUF file of the architecture {name!r}"
+            f"{' with experts' if experts else ''}; qtui reads {', '.join(known)}: open the "
+            "checkpoint that it was made from"
         )
     config = config_of(architecture, metadata, tensors)
+    check_sizes(architecture, metadata, tensors, config)
     stored, scales = _named(architecture, tensors, first)
     infos = {each: _info(each, found, architecture) for each, found in stored.items()}
-    check_sizes(architecture, metadata, tensors, config)
     _check_heads(architecture, stored, config)
     return GgufCheckpoint(
         folder=first,
@@ -269,6 +278,9 @@ def _named(
     for name, tensor in tensors.items():
         if name in NOT_WEIGHTS or name.endswith(".input_scale"):
             continue
+        if experts := _experts(architecture, tensor):
+            stored |= experts
+            continue
         base = name.removesuffix(".scale")
         disk = architecture.disk_name(f"{base}.weight" if base != name else name)
         if disk is None:
@@ -292,6 +304,17 @@ def _named(
     if orphans := [scale.name for disk, scale in scales.items() if disk not in stored]:
         raise CheckpointError(f"{first} holds scales without weights: {few(orphans)}")
     return stored, scales
+
+
+def _experts(architecture: Architecture, tensor: GgufTensor) -> dict[str, GgufTensor]:
+    """Every expert of a tensor ``[experts, …]`` as a tensor, by transformers' name."""
+    if len(tensor.shape) != 3 or tensor.type.name in UNREAD:
+        return {}
+    each = tensor.bytes // tensor.shape[0] if tensor.shape[0] else 0
+    return {
+        disk: replace(tensor, shape=tensor.shape[1:], start=tensor.start + expert * each)
+        for expert, disk in enumerate(architecture.expert_names(tensor.name, tensor.shape[0]))
+    }
 
 
 def _info(name: str, found: GgufTensor, architecture: Architecture) -> TensorInfo:

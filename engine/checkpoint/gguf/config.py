@@ -18,6 +18,8 @@ from engine.checkpoint.gguf.header import GgufTensor
 from engine.checkpoint.gguf.metadata import Metadata
 from engine.errors import CheckpointError
 
+MOST_EXPERTS = 4096
+"""More than any model has in a block."""
 _LOCAL_THETA = 10_000.0
 _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 
@@ -64,17 +66,19 @@ def config_of(
 
 
 def _check_counts(architecture: Architecture, metadata: Metadata, config: dict[str, Any]) -> None:
-    """Refuse sizes of 0, heads that do not divide the width, and mixtures of experts."""
+    """Refuse sizes of 0, heads that do not divide the width, and more experts than there are."""
     for setting in architecture.settings:
         found = config.get(setting.field)
         if found == 0 and setting.field != "sliding_window":
             raise CheckpointError(
                 f"{metadata.file} gives '{architecture.name}.{setting.key}' as 0; convert it again"
             )
-    if metadata.whole(f"{architecture.name}.expert_count", 0):
+    count = metadata.whole(f"{architecture.name}.expert_count", 0)
+    used = config.get("num_experts_per_tok", 0)
+    if used > count or count > MOST_EXPERTS:
         raise CheckpointError(
-            f"{metadata.file} is a mixture of experts, which qtui does not read from GGUF: open "
-            "the checkpoint that it was made from"
+            f"{metadata.file} gives '{architecture.name}.expert_used_count' as {used}, of {count} "
+            "experts; convert it again"
         )
     heads = config.get("num_attention_heads", config.get("n_head"))
     width = config.get("hidden_size", config.get("n_embd"))
@@ -191,10 +195,12 @@ def _of_family(
     """What only some families have, and what follows from which tensors there are."""
     found: dict[str, Any] = {}
     name = architecture.name
-    if name == "llama":
+    if name == "llama" and not architecture.experts:
         found["attention_bias"] = "blk.0.attn_q.bias" in tensors
         found["mlp_bias"] = "blk.0.ffn_down.bias" in tensors
-    if name == "qwen3":
+    if name == "qwen3moe":
+        found["norm_topk_prob"] = True  # as llama.cpp has it
+    if name in ("qwen3", "qwen3moe"):
         found["attention_bias"] = "blk.0.attn_q.bias" in tensors
     if name == "phi3":
         rope = config["rope_parameters"]

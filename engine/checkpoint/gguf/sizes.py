@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engine.checkpoint.gguf.architectures import Architecture
+from engine.checkpoint.gguf.architectures import ROUTER, Architecture
 from engine.checkpoint.gguf.config import head_width
 from engine.checkpoint.gguf.header import GgufTensor
 from engine.checkpoint.gguf.metadata import Metadata
@@ -63,5 +63,13 @@ def _sizes(
     yield "attention.head_count", "blk.0.attn_q.weight", 0, heads * each
     yield "attention.head_count_kv", "blk.0.attn_k.weight", 0, shared * each
     yield "attention.head_count", "blk.0.attn_output.weight", -1, heads * each
+    if architecture.experts:
+        count = config.get("num_local_experts")
+        inner = config.get("moe_intermediate_size", inner)
+        for block in range(config["num_hidden_layers"]):
+            for stack in architecture.experts:
+                yield "expert_count", f"blk.{block}.{stack}.weight", 0, int(count or 0)
+            yield "expert_count", f"blk.{block}.{ROUTER}.weight", 0, int(count or 0)
+            yield "expert_feed_forward_length", f"blk.{block}.ffn_down_exps.weight", -1, int(inner)
     if "attn_qkv" in architecture.inner:
         yield "attention.head_count", "blk.0.attn_qkv.weight", 0, (heads + 2 * shared) * each

@@ -62,8 +62,8 @@ class Grid:
     def _of_codes(self, found: Tensor, first: int, last: int) -> Tensor:
         """What codes of some rows stand for, as many from each group."""
         values = found.to(torch.float32) if self.table is None else self.table[found.int()]
-        scales = self._at(self.scales, first, last).to(torch.float32)
-        zeros = None if self.zeros is None else self._at(self.zeros, first, last).to(torch.float32)
+        scales = self.at(self.scales, first, last).to(torch.float32)
+        zeros = None if self.zeros is None else self.at(self.zeros, first, last).to(torch.float32)
         # By group, unless each column has its own.
         whole = values if self.index is not None else values.view(last - first, scales.shape[1], -1)
         if zeros is not None:
@@ -74,7 +74,7 @@ class Grid:
         if self.rounded:
             whole = whole.to(self.dtype).to(torch.float32)
         if self.offsets is not None:
-            whole.add_(self._wide(self._at(self.offsets, first, last).to(torch.float32)))
+            whole.add_(self._wide(self.at(self.offsets, first, last).to(torch.float32)))
         return whole.view(last - first, -1).to(self.dtype)
 
     def _wide(self, table: Tensor) -> Tensor:
@@ -92,7 +92,8 @@ class Grid:
         scales = self.scales[begin:end].to(torch.float32)
         return Codes(torch.empty(0, dtype=torch.uint8), self.levels, scales, zeros)
 
-    def _at(self, table: Tensor, first: int, last: int) -> Tensor:
+    def at(self, table: Tensor, first: int, last: int) -> Tensor:
+        """The lines of scales, zero points or offsets that serve some rows of the weight."""
         if self.rows_each == 1:
             return table[first:last]
         return table[torch.arange(first, last) // self.rows_each]

@@ -21,13 +21,6 @@ def why_not_expressed(fmt: Format, shape: Sequence[int], dtype: str) -> str | No
     return why_not_at_all(fmt, shape) or why_no_method(fmt, NAME, {"imatrix": ()})
 
 
-def why_not_weight(fmt: Format, weight: Weight) -> str | None:
-    """Why a weight cannot be stored quantised, for what it is; None if it can."""
-    if weight.role == "experts":
-        return "qtui writes no mixture of experts as GGUF; llama-quantize makes one (--to)"
-    return None
-
-
 def alike(fmt: Format | None, weight: Weight) -> str | None:
     """A tied head and embedding are one tensor."""
     return "tied" if weight.tied else None

@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from engine.checkpoint import Checkpoint, DiskLayer, list_layers
-from engine.checkpoint.gguf.architectures import Architecture
+from engine.checkpoint.gguf.architectures import ROUTER, Architecture
 from engine.checkpoint.gguf.checkpoint import heads_of
 from engine.checkpoint.headers import TensorInfo
 from engine.errors import CheckpointError, UsageError, few
+from engine.export.gguf.experts import stacked
 from engine.export.gguf.expressed import NAME
+from engine.export.gguf.pieces import DTYPES, KEPT, STORED, Piece, Stored
 from engine.export.gguf.settings import GgufKey, Settings, settings_of
 from engine.export.gguf.tokens import cut_otherwise, tokens_of
 from engine.export.held import nearest, refused
@@ -24,39 +25,14 @@ from engine.export.recipe_file import disk_weights
 from engine.export.refusal import NotExportable
 from engine.export.target import target_named
 from engine.formats.grammar import Format, parse_format
-from engine.ggml_types import GGML_TYPES, NUMBERS
 from engine.model.config import read_config
 from engine.model.load import load_tokenizer
 from engine.model.quiet import quiet
 from engine.quant.quantize import dequantized
 
 _BUFFER = re.compile(r"(\.attn\.(masked_)?bias|inv_freq)$")
-_STORED = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
-_KEPT = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
-_DTYPES = {name: dtype for dtype, name in _STORED.items()}
-_WHOLE = ("position_embd.weight",)
+_WHOLE = re.compile(rf"^position_embd\.weight$|\.{ROUTER}\.weight$")
 """Matrices that llama.cpp takes in float32 alone."""
-Stored = Callable[[DiskLayer, Format], Tensor]
-"""The blocks of a quantised layer, uint8 ``[out, bytes of a row]``."""
-
-
-class Piece(NamedTuple):
-    """One tensor of the file."""
-
-    name: str
-    source: str
-    """Its name in the checkpoint; empty for factors of the config."""
-    type: str
-    """Its type in ggml."""
-    shape: tuple[int, ...]
-    make: Callable[[], Tensor]
-    """What is written, row by row: uint8 if quantised, else numbers."""
-
-    @property
-    def bytes(self) -> int:
-        """Its size in the file."""
-        kind = GGML_TYPES[NUMBERS[self.type]]
-        return prod(self.shape) // kind.block * kind.bytes
 
 
 class Plan(NamedTuple):
@@ -65,7 +41,7 @@ class Plan(NamedTuple):
     architecture: Architecture
     keys: list[GgufKey]
     pieces: list[Piece]
-    quantised: dict[str, str]
+    quantised: dict[str, tuple[str, ...]]
     """Names of tensors in the checkpoint by layer that is quantised."""
     notes: list[str]
 
@@ -112,7 +88,7 @@ def plan_of(
             f"llama.cpp cuts some texts into other tokens than the model's tokenizer, as {text!r}"
         )
     pieces = _pieces(checkpoint, settings, config, rows, formats, stored)
-    quantised = {layer: rows[layer].parts[0] for layer, fmt in formats.items() if not fmt.kept}
+    quantised = {layer: rows[layer].parts for layer, fmt in formats.items() if not fmt.kept}
     return Plan(settings.architecture, [*settings.keys, *tokens], pieces, quantised, notes)
 
 
@@ -162,10 +138,14 @@ def _pieces(
     }
     unknown: list[str] = []
     found = [
-        Piece(name, "", "f32", (len(factors),), partial(torch.tensor, factors))
+        Piece(name, (), "f32", (len(factors),), partial(torch.tensor, factors))
         for name, factors in settings.factors.items()
     ]
+    mixed = stacked(checkpoint, architecture, rows.values(), formats, stored)
+    found += mixed.values()
     for tensor in checkpoint.tensors.values():
+        if (expert := architecture.expert_of(tensor.name)) is not None and expert[0] in mixed:
+            continue
         named = architecture.gguf_name(tensor.name)
         if named is None:
             if not _BUFFER.search(tensor.name):
@@ -232,21 +212,25 @@ def _piece(
 
     if row is not None and fmt is not None and not fmt.kept:
         return Piece(
-            named, tensor.name, fmt.name, shape, lambda: _blocks(changed, change, stored, row, fmt)
+            named,
+            (tensor.name,),
+            fmt.name,
+            shape,
+            lambda: _blocks(changed, change, stored, row, fmt),
         )
     own: torch.dtype = getattr(torch, tensor.dtype)
-    wide = len(shape) == 1 or named in _WHOLE or own not in _STORED
-    kind = "f32" if wide else _STORED[own]
+    wide = len(shape) == 1 or _WHOLE.search(named) is not None or own not in STORED
+    kind = "f32" if wide else STORED[own]
     if fmt is not None and not wide:
-        kind = _KEPT[fmt.name]
+        kind = KEPT[fmt.name]
 
     def kept() -> Tensor:
         whole = checkpoint.read(tensor.name)
         if fmt is not None and row is not None:  # with the check that every value fits
             whole = dequantized(whole, fmt, torch.float16, row.name)
-        return changed(whole).to(_DTYPES[kind])
+        return changed(whole).to(DTYPES[kind])
 
-    return Piece(named, tensor.name, kind, shape, kept)
+    return Piece(named, (tensor.name,), kind, shape, kept)
 
 
 def _blocks(

@@ -40,7 +40,7 @@ def settings_of(config: Mapping[str, Any]) -> Settings | str:
     architecture = architecture_of(kind)
     if architecture is None:
         return f"qtui writes no GGUF of model_type {kind!r}; llama-quantize takes more (--to)"
-    for why in (_activation, _scaling, _attention):
+    for why in (_activation, _scaling, _attention, _experts):
         if (found := why(architecture, config)) is not None:
             return found
     prefix = architecture.name
@@ -99,6 +99,19 @@ def _attention(architecture: Architecture, config: Mapping[str, Any]) -> str | N
     return f"llama.cpp has attention over all tokens in every {every}th block, the model in others"
 
 
+def _experts(architecture: Architecture, config: Mapping[str, Any]) -> str | None:
+    if not architecture.experts:
+        return None
+    if config.get("norm_topk_prob") is False:
+        return (
+            "llama.cpp divides the weights of chosen experts by their sum, and the model does not "
+            "(norm_topk_prob)"
+        )
+    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+        return "llama.cpp has experts in every block, and the model has none in some"
+    return None
+
+
 def _notes(architecture: Architecture, config: Mapping[str, Any]) -> list[str]:
     window, rope = config.get("sliding_window"), config.get("rope_parameters") or {}
     if architecture.name == "phi3" and rope.get("rope_type") == "longrope":
@@ -107,7 +120,7 @@ def _notes(architecture: Architecture, config: Mapping[str, Any]) -> list[str]:
             f"llama.cpp takes the factors of long texts where its context is beyond {original} "
             "tokens, transformers where a text is"
         ]
-    sees_all = architecture.name in ("llama", "qwen2", "qwen3", "phi3")
+    sees_all = architecture.name in ("llama", "qwen2", "qwen3", "qwen3moe", "phi3")
     if config.get("use_sliding_window") is False or not window or not sees_all:
         return []
     if window >= config["max_position_embeddings"]:

@@ -99,7 +99,9 @@ class GgufFile:
             if not isinstance(form, GgufBlocks):
                 raise FormatError(f"{row.name}: {fmt} is not stored in blocks of GGUF")
             if request.check:
-                digests[row.parts[0]] = _digest(form.approx(), transposed=row.transposed)
+                whole = form.approx()
+                whole = whole.flatten(0, -2) if row.role == "experts" else whole
+                digests[row.parts[0]] = _digest(whole, transposed=row.transposed)
             return form.blocks.cpu()
 
         return plan_of(checkpoint, request.recipe, stored, trusted=request.trust_remote_code)
@@ -164,21 +166,28 @@ def _add_keys(writer: Any, plan: Plan, request: Request) -> None:
 def _read_back(plan: Plan, path: Path, request: Request, digests: Mapping[str, str]) -> None:
     """Read every weight by its place in the file, and compare it with the measured or kept one."""
     found, wrong = open_gguf(path), []
+    names: dict[str, str] = {}
+    layers = {parts[0]: parts for parts in plan.quantised.values()}
+    covered = {part for parts in layers.values() for part in parts[1:]}
     for piece in plan.pieces:
-        if not piece.source:
-            continue
-        request.on_progress(0, 0, f"reading back {piece.source}")
-        disk = plan.architecture.disk_name(piece.name)
-        assert disk is not None
-        read = found.read(disk)
-        expected = digests.get(piece.source)
-        if expected is None:
-            kept = request.checkpoint.read(piece.source)
-            if plan.architecture.change(piece.name) == "plus one":  # all that the model uses
-                read, kept = read.float() + 1, kept.float() + 1
-            expected = _digest(kept.to(read.dtype))
-        if _digest(read) != expected:
-            wrong.append(piece.source)
+        names |= zip(
+            piece.sources, plan.architecture.disk_names(piece.name, len(piece.sources)), strict=True
+        )
+    for piece in plan.pieces:
+        for source in piece.sources:
+            if source in covered:  # read with the first part of its layer
+                continue
+            request.on_progress(0, 0, f"reading back {source}")
+            read = [found.read(names[part]) for part in layers.get(source, (source,))]
+            whole = read[0] if len(read) == 1 else torch.cat(read)
+            expected = digests.get(source)
+            if expected is None:
+                kept = request.checkpoint.read(source)
+                if plan.architecture.change(piece.name) == "plus one":  # all that the model uses
+                    whole, kept = whole.float() + 1, kept.float() + 1
+                expected = _digest(kept.to(whole.dtype))
+            if _digest(whole) != expected:
+                wrong.append(source)
     if wrong:
         raise NotReadBack(f"other weights are read than were measured for {some_of(wrong)}")
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from engine.export.gguf.expressed import NAME, alike, why_not_expressed, why_not_weight
+from engine.export.gguf.expressed import NAME, alike, why_not_expressed
 from engine.export.target import Target
 
 TARGET = Target(
     name="gguf",
     help="a whole GGUF file, which llama.cpp runs",
     why_not_expressed=why_not_expressed,
-    why_not_weight=why_not_weight,
     alike=alike,
     why_alike="GGUF files store a tied head and embedding as one tensor",
     form=NAME,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine import protocol as p
 from engine.measure.activations.sums import ActivationSums, above
+from engine.measure.block_loop import reading
 from engine.measure.calibration.calibration import Calibration, need_calibration
 from engine.measure.counts import FACTS_IN_ONE_EVENT, JobCounts
 from engine.measure.preemption import repeated
@@ -98,7 +99,7 @@ def _block_by_block(
     stretches = network.stretches(-1, end)
     stage = counts.stage("activations", len(stretches))
     for done, stretch in enumerate(stretches):
-        yield stage.step(done, detail=f"reading block {stretch.stop} of {end}")
+        yield stage.step(done, detail=reading(stretch, end))
         with network.at_hand(stretch):
             for lane in lanes:
                 one = partial(advance, lane, stretch)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine import protocol as p
 from engine.formats.grammar import Format
+from engine.measure.block_loop import reading
 from engine.measure.counts import JobCounts
 from engine.measure.preemption import repeated
 from engine.model.boundary_states import BoundaryStates, CacheSizes, Collected, choose
@@ -75,6 +76,7 @@ class ReferenceInputs:
             head_resumable=network.head_resumable,
         )
         self._states.required = network.streamed
+        self._states.first = network.blocks.outside
         sizes = CacheSizes(blocks=len(network.blocks), state=size, logits=0, head=0.0)
         every = 1 if network.streamed else choose(sizes, room, None, logits=False).every
         self._states.every = every
@@ -92,8 +94,7 @@ class ReferenceInputs:
         stage = counts.stage("calibrating", len(stretches))
         for done, stretch in enumerate(stretches):
             if self._network.streamed:
-                detail = f"reading block {stretch.stop} of {len(self._network.blocks)}"
-                yield stage.step(done, detail=detail)
+                yield stage.step(done, detail=reading(stretch, len(self._network.blocks)))
             with self._network.at_hand(stretch):
                 for lane, _ in lanes.values():
                     if lane.at < stretch.stop:
@@ -139,7 +140,11 @@ class ReferenceInputs:
         if asked is not None and nearest < asked.at <= block:
             nearest, state = asked.at, asked.reached()
         passed = self._states.collect()
-        return Lane(self._network, self._batches[batch], nearest, state, take=passed.take), passed
+
+        def take(k: int, state: Tensor) -> KeptTensor | None:
+            return passed.take(k, state) or self.waiting(k, state)
+
+        return Lane(self._network, self._batches[batch], nearest, state, take=take), passed
 
     def _keep(self, batch: int, lane: Lane, passed: Collected) -> None:
         self._states.keep(batch, passed, self._states, len(self._network.blocks))

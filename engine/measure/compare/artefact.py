@@ -23,6 +23,7 @@ from engine.measure.compare.arranged import Arrange, arrangement
 from engine.measure.compare.declarations import contradictions, number_of
 from engine.measure.compare.matching import Within, joined, within
 from engine.measure.compare.readings import settled
+from engine.measure.compare.rotations import Stream, Turn, stream_of
 from engine.measure.compare.stored import stored_bits
 from engine.model.source import resolve_model
 from engine.session import own_format
@@ -51,6 +52,8 @@ class Artefact:
     listed: dict[str, DiskLayer] = field(default_factory=dict)
     """Its layers as it has them."""
     _within: dict[str, Within] = field(default_factory=dict)
+    turns: dict[str, Turn | None] = field(default_factory=dict)
+    """Rotations of its layers, as far as they are known and small."""
     _settled: set[str] = field(default_factory=set)
     """Layers that are read in the way that fits the original."""
 
@@ -103,7 +106,7 @@ class Artefact:
         self._settled.add(layer)
         rows = weight.reshape(-1, weight.shape[-1])
         heads = self.heads(layer) if weight.dim() == 2 else 0
-        for stored, first in self._quantised(layer):
+        for stored, first in self.quantised(layer):
             some = rows[first : first + min(ROWS, stored.height)].double()
             if stored.otherwise:
                 self._settle(stored, some)
@@ -146,10 +149,10 @@ class Artefact:
     def settle_all(self) -> None:
         """Settle how every layer is read that is stored quantised."""
         for row in self.shared:
-            if row.name not in self._settled and self._quantised(row.name):
+            if row.name not in self._settled and self.quantised(row.name):
                 self.settle(row.name, read_layer(self.original.checkpoint, row))
 
-    def _quantised(self, layer: str) -> list[tuple[QuantisedWeight, int]]:
+    def quantised(self, layer: str) -> list[tuple[QuantisedWeight, int]]:
         """The weights of a layer that are stored quantised, with the first row of each.
 
         Experts that are stored one by one lie one below the other.
@@ -167,7 +170,7 @@ class Artefact:
 
     def arrangement(self, layer: str) -> Arrange:
         """How to bring the groups of a layer into rows, to look at its grid."""
-        stored = [each for each, _ in self._quantised(layer)]
+        stored = [each for each, _ in self.quantised(layer)]
         if len(stored) != 1:  # experts one by one lie as plain ones do
             return lambda weight: weight
         return arrangement(stored[0], lambda: self._as_stored)
@@ -175,6 +178,11 @@ class Artefact:
     def holds(self, layer: str) -> str:
         """What a layer is stored as: a format where it is one of ours, else a layout or dtype."""
         return own_format(self.rows[layer].dtype)
+
+    def is_plain(self, layer: str) -> bool:
+        """Whether a layer is stored as floating-point numbers of 16 bits or more."""
+        row = self.rows[layer]
+        return not row.reader and row.dtype in ("float16", "bfloat16", "float32", "float64")
 
     def bits(self, layer: str) -> float:
         """Stored bits a weight of a layer, with all that is stored to dequantise it."""
@@ -197,6 +205,19 @@ class Artefact:
     def key_heads(self) -> int:
         """Heads of keys and values, as the original's config has them; 0 if it does not say."""
         return self._number(_HEADS["k_proj"])
+
+    @property
+    def query_heads(self) -> int:
+        """Heads of queries, as the original's config has them; 0 if it does not say."""
+        return self._number(_HEADS["q_proj"])
+
+    @cached_property
+    def stream(self) -> Stream | None:
+        """The rotation of the residual stream, which the embedding tells; None if there is none."""
+        row = next((row for row in self.shared if row.role == "embedding"), None)
+        if row is None:
+            return None
+        return stream_of(read_layer(self.original.checkpoint, row), self.read(row.name))
 
     def _number(self, named: tuple[str, ...]) -> int:
         found = setting(self.original.checkpoint.config, *named)

@@ -102,11 +102,12 @@ def score_by_logits(
     ends = yield from _ends(network, file.windows, bos, counts, "measuring")
     parts: list[Positions] = []
     stage = counts.stage("measuring", file.windows.count)
-    for chunk in range(file.windows.count):
-        yield stage.step(chunk, checkpoint.name)
-        step = counts.timed("measure_s", partial(_against, network, file, chunk, ends))
-        parts += yield from repeated(step)
-        yield None
+    with network.at_hand([len(network.blocks)]):  # the head
+        for chunk in range(file.windows.count):
+            yield stage.step(chunk, checkpoint.name)
+            step = counts.timed("measure_s", partial(_against, network, file, chunk, ends))
+            parts += yield from repeated(step)
+            yield None
     fact = p.ArtefactTable(checkpoint.fingerprint, digest, divergence_table(parts))
     yield counts.learnt(key, fact)
 
@@ -240,11 +241,12 @@ def save_logits(loaded: Loaded, out: Path, counts: JobCounts) -> Events:
         with os.fdopen(descriptor, "wb") as to:
             try:
                 write_header(to, windows, vocabulary)
-                for at in range(windows.count):
-                    yield stage.step(at, out.name)
-                    step = partial(_window, network, at, first, ends)
-                    found = yield from repeated(counts.timed("measure_s", step))
-                    write_chunk(to, (each[:, :vocabulary] for each in found))
+                with network.at_hand([len(network.blocks)]):  # the head
+                    for at in range(windows.count):
+                        yield stage.step(at, out.name)
+                        step = partial(_window, network, at, first, ends)
+                        found = yield from repeated(counts.timed("measure_s", step))
+                        write_chunk(to, (each[:, :vocabulary] for each in found))
                 to.flush()
                 os.fsync(to.fileno())
                 part.chmod(0o644)

@@ -18,11 +18,13 @@ from engine.measure.compare.alone import stored_facts
 from engine.measure.compare.artefact import Artefact, open_artefact
 from engine.measure.compare.by_logits import save_logits as write_logits
 from engine.measure.compare.by_logits import score_by_logits
+from engine.measure.compare.clipping import Clipping, clipping
 from engine.measure.compare.explained import explanation
 from engine.measure.compare.folded import spread
-from engine.measure.compare.rounding import grid_of
+from engine.measure.compare.rounding import Grid, grid_of
 from engine.measure.compare.running import ArtefactRun
-from engine.measure.compare.unfolding import columns_of, confirmed, folded_into
+from engine.measure.compare.turning import turned
+from engine.measure.compare.unfolding import columns_of, confirmed, folded_into, unfolded
 from engine.measure.counts import JobCounts
 from engine.measure.evaluation.divergence import Tally, difference, score_of
 from engine.measure.evaluation.divergence_table import divergence_table
@@ -43,6 +45,8 @@ from engine.workspace import Loaded, Opened
 
 T = TypeVar("T")
 Events = Generator[p.AnyEvent | None, None, None]
+PLAIN = 2.0**-7
+"""Relative error of a plain layer that was rotated alone: its 16 bits, and those of the matrix."""
 
 
 def compare_files(opened: Opened, artefacts: Sequence[str], job: str, logits: str = "") -> Steps:
@@ -194,7 +198,17 @@ def layer_fact(artefact: Artefact, layer: str, group: FoldGroup | None = None) -
         grid = grid_of(arrange(target), levels, doubt=scales.doubt)
         if grid.rounding in ("solved", "other"):
             found = explanation(target, stored, artefact.heads(layer))
+            explained = found is not None
+            turn = turned(artefact, layer, weight, stored, group, explained=explained)
+            if turn is not None:
+                scales = unfolded(artefact, layer, weight, stored, group, turn)
+                grid = grid_of(arrange(scales.into(weight)), levels, doubt=scales.doubt)
     errors = compared(weight, scales.out_of(stored))
+    if scales.turn is not None and artefact.is_plain(layer) and errors.fact.relative < PLAIN:
+        grid = Grid("same", 0.0, 0.0)
+    clipped = Clipping()
+    if found is None and grid.rounding != "same":
+        clipped = clipping(artefact.quantised(layer), scales.into(weight))
     declared, read_as = artefact.reading(layer)
     return p.ArtefactLayer(
         artefact=artefact.checkpoint.fingerprint,
@@ -211,6 +225,13 @@ def layer_fact(artefact: Artefact, layer: str, group: FoldGroup | None = None) -
         mistake="" if found is None else found.mistake,
         factor=1.0 if found is None else found.factor,
         left=math.nan if found is None else found.relative,
+        rotated=" and ".join(scales.turn.kinds) if scales.turn else "",
+        clipped=clipped.share,
+        clipped_input=clipped.input,
+        clipped_in_input=clipped.input_share,
+        clipped_output=clipped.output,
+        clipped_in_output=clipped.output_share,
+        divisor=clipped.divisor,
     )
 
 

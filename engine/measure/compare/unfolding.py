@@ -17,7 +17,9 @@ from torch import Tensor
 
 from engine.checkpoint import DiskLayer, read_layer
 from engine.measure.compare.artefact import Artefact
-from engine.measure.compare.folded import blocks, columns_alone, fitted, of_norms, scales
+from engine.measure.compare.folded import blocks, columns_alone, fitted, scales
+from engine.measure.compare.rotations import Turn
+from engine.measure.compare.turning import norm_scales, turned
 from engine.model.fold_groups import FoldGroup
 
 ALIKE = 0.3
@@ -39,6 +41,8 @@ class Folded:
     """``[out]``, float32; None for none."""
     doubt: float = 0.0
     """Relative error of scales that are fitted; 0 where a norm says them."""
+    turn: Turn | None = None
+    """Rotations, applied after the scales."""
 
     def into(self, weight: Tensor) -> Tensor:
         """An original weight ``[…, out, in]`` as it was rounded; float32 if it was scaled."""
@@ -47,10 +51,10 @@ class Folded:
             found = found.float() * self.columns.to(found.device)
         if self.rows is not None:
             found = found.float() * self.rows.to(found.device).unsqueeze(-1)
-        return found
+        return found if self.turn is None else self.turn.into(found)
 
     def rows_out_of(self, some: Tensor, places: Tensor) -> Tensor:
-        """Rows of a stored weight with its scales taken back.
+        """Rows of a stored weight, rotated back, with its scales taken back.
 
         Args:
             some: ``[n, in]``.
@@ -64,8 +68,11 @@ class Folded:
         return found
 
     def out_of(self, stored: Tensor) -> Tensor:
-        """A stored weight ``[…, out, in]`` with its scales taken back; float32 if there are any."""
-        found = stored
+        """A stored weight ``[…, out, in]`` with its rotations and scales taken back.
+
+        float32 if there are any.
+        """
+        found = stored if self.turn is None else self.turn.out_of(stored)
         if self.columns is not None:
             found = found.float() / self.columns
         if self.rows is not None:
@@ -81,9 +88,34 @@ def folded_into(artefact: Artefact, layer: str, group: FoldGroup | None) -> Fold
         layer: one that both have.
         group: see `columns_of`.
     """
-    weight, stored = _both(artefact, layer)
-    found = columns_of(artefact, layer, weight, stored, group)
-    return confirmed(found, artefact, layer, weight, stored)
+    original = artefact.original
+    weight = read_layer(original.checkpoint, original.rows[layer])
+    artefact.settle(layer, weight)
+    stored = artefact.read(layer)
+    turn = turned(artefact, layer, weight, stored, group)
+    return unfolded(artefact, layer, weight, stored, group, turn)
+
+
+def unfolded(
+    artefact: Artefact,
+    layer: str,
+    weight: Tensor,
+    stored: Tensor,
+    group: FoldGroup | None,
+    turn: Turn | None,
+) -> Folded:
+    """The scales of a layer whose rotations are known.
+
+    Args:
+        artefact, layer, weight, stored, group: see `columns_of`; the weight as it is stored.
+        turn: its rotations; None for none.
+    """
+    back = stored if turn is None else turn.out_of(stored)
+    found = columns_of(artefact, layer, weight, back, group)
+    found = confirmed(found, artefact, layer, weight, back)
+    if turn is None:
+        return found
+    return replace(found, turn=turn, doubt=found.doubt + DEVIATIONS * turn.doubt)
 
 
 def columns_of(
@@ -98,19 +130,11 @@ def columns_of(
         stored: the finished checkpoint's.
         group: what is before the layer, where the model is loaded; its norm tells folded scales.
     """
-    name = "" if group is None or group.kind != "norm" else f"{group.absorber}.weight"
-    if group is not None and group.weight is not None and name in artefact.checkpoint.tensors:
-        now = artefact.checkpoint.read(name).float() + group.unit
-        before = group.weight.float().cpu() + group.unit
-        scale = of_norms(before, now) if now.shape == before.shape else None
-        # A norm may have been tuned without its layers.
-        if scale is not None and _nearer(weight, stored, scale):
-            return Folded(scale.float())
-    if group is None:
-        norms = list(_norms_beside(artefact, layer))
-        best = min(norms, key=lambda scale: _left(weight, stored, scale), default=None)
-        if best is not None and _nearer(weight, stored, best):
-            return Folded(best.float())
+    # A norm may have been tuned without its layers.
+    norms = list(norm_scales(artefact, layer, group))
+    best = min(norms, key=lambda scale: _left(weight, stored, scale), default=None)
+    if best is not None and _nearer(weight, stored, best):
+        return Folded(best.float())
     columns = scales(weight, stored)
     if columns is None:
         return Folded()
@@ -212,25 +236,6 @@ def _doubt(found: Folded, weight: Tensor, stored: Tensor, over: int) -> float:
     return DEVIATIONS * math.sqrt(left / power) / math.sqrt(over) if power else 0.0
 
 
-def _norms_beside(artefact: Artefact, layer: str) -> Iterator[Tensor]:
-    """What the norms of its block say, where no model tells which is before the layer."""
-    row, theirs, ours = (
-        artefact.original.rows[layer],
-        artefact.original.checkpoint,
-        artefact.checkpoint,
-    )
-    home, dot, _ = layer.partition(f".{row.block}.")
-    for name, info in theirs.tensors.items():
-        if not (dot and name.startswith(home + dot) and name.endswith(".weight")):
-            continue
-        if info.shape != (row.shape[-1],) or name not in ours.tensors:
-            continue
-        before, now = theirs.read(name).float(), ours.read(name).float()
-        for unit in (0.0, 1.0) if before.shape == now.shape else ():  # Gemma adds 1
-            if (scale := of_norms(before + unit, now + unit)) is not None:
-                yield scale
-
-
 def _left(weight: Tensor, stored: Tensor, scale: Tensor) -> float:
     return math.sqrt(
         sum(
@@ -246,8 +251,10 @@ def _nearer(weight: Tensor, stored: Tensor, scale: Tensor) -> bool:
 
 
 def _both(artefact: Artefact, layer: str) -> tuple[Tensor, Tensor]:
-    """A layer's weight in the original and in the finished checkpoint."""
+    """A layer's weight in the original and in the finished checkpoint, rotated back."""
     original = artefact.original
     weight = read_layer(original.checkpoint, original.rows[layer])
     artefact.settle(layer, weight)
-    return weight, artefact.read(layer)
+    stored = artefact.read(layer)
+    turn = turned(artefact, layer, weight, stored, None)
+    return weight, stored if turn is None else turn.out_of(stored)

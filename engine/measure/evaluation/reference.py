@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 
@@ -116,7 +117,11 @@ class Reference:
             self.plan = self.choose(room, logits=True)
             self.states.every = self.plan.every
         collected = self.states.collect()
-        lane = Lane(self.network, self.batches[batch], -1, None, take=collected.take)
+
+        def take(k: int, state: Tensor) -> KeptTensor | None:
+            return collected.take(k, state) or self.waiting(k, state)
+
+        lane = Lane(self.network, self.batches[batch], -1, None, take=take)
         return Crossing(lane, partial(self._arrive, batch, lane, collected))
 
     def together(self, batch: int) -> range:
@@ -150,15 +155,16 @@ class Reference:
         # Added up on the device: reading a number from it waits for all work before.
         sums = torch.zeros(ids.shape[0], dtype=torch.float64, device=ids.device)
         lses, logits, first = {}, {}, {}
-        for chunk, (a, b) in enumerate(self.chunks):
-            z = self.network.logits(ids, lane.reached(), (a, b)).float()
-            lse = torch.logsumexp(z, -1)
-            target = z.gather(-1, ids[:, a + 1 : b + 1, None]).squeeze(-1)
-            sums += (lse - target).double().sum(-1)
-            lses[batch, chunk] = lse
-            first[batch, chunk] = z.argmax(-1, keepdim=True)
-            if self.plan.logits:
-                logits[batch, chunk] = self.memory.device.put(z)
+        with _head_of(self.network):
+            for chunk, (a, b) in enumerate(self.chunks):
+                z = self.network.logits(ids, lane.reached(), (a, b)).float()
+                lse = torch.logsumexp(z, -1)
+                target = z.gather(-1, ids[:, a + 1 : b + 1, None]).squeeze(-1)
+                sums += (lse - target).double().sum(-1)
+                lses[batch, chunk] = lse
+                first[batch, chunk] = z.argmax(-1, keepdim=True)
+                if self.plan.logits:
+                    logits[batch, chunk] = self.memory.device.put(z)
         nll = sums.cpu()
         check_finite(self.network, ids, nll)
         # All at once, so that an abandoned forward leaves nothing behind.
@@ -256,7 +262,6 @@ class Reference:
         """Keep the state of a lane that waits while others run, if blocks are streamed."""
         return self.memory.put(state) if self.network.streamed else None
 
-    @torch.no_grad()
     def tally(
         self,
         batch: int,
@@ -275,8 +280,19 @@ class Reference:
                 model. Of a vocabulary that was padded or cut, the tokens of both are compared.
             take: called with what is found at every position, in some order.
         """
-        ids = self.batches[batch]
         network = self.network if other is None else other
+        with torch.no_grad(), _head_of(self.network), _head_of(network):
+            return self._tally(batch, last, weights, network, take)
+
+    def _tally(
+        self,
+        batch: int,
+        last: Tensor,
+        weights: Mapping[str, Held],
+        network: Network,
+        take: Callable[[Positions], None] | None,
+    ) -> Tally:
+        ids = self.batches[batch]
         if network.head_resumable:  # no block runs again, so weights of blocks need not be held
             end = len(network.blocks)
             after = range(end, end + 1)
@@ -316,12 +332,14 @@ class Reference:
     def new_states(self) -> BoundaryStates:
         """An empty cache for states of these windows, of any weights."""
         network = self.network
-        return BoundaryStates(
+        states = BoundaryStates(
             self.memory,
             len(network.blocks),
             resumable=network.resumable,
             head_resumable=network.head_resumable,
         )
+        states.first = network.blocks.outside
+        return states
 
     def _new_states(self) -> BoundaryStates:
         states = self.new_states()
@@ -357,6 +375,11 @@ class Reference:
             self.memory.weigh(sample, time.perf_counter() - begun)
         reading = self.memory.reading if self.memory.beyond else None
         return choose(sizes, room, reading, logits=logits)
+
+
+def _head_of(network: Network) -> AbstractContextManager[None]:
+    """The head at hand, for several positions."""
+    return network.at_hand([len(network.blocks)])
 
 
 def reference_of(loaded: Loaded) -> Reference:

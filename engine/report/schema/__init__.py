@@ -18,6 +18,7 @@ from engine.report.schema.calibration import CalibrationSetPart as CalibrationSe
 from engine.report.schema.calibration import CalibrationSetsPart as CalibrationSetsPart
 from engine.report.schema.calibration import JudgedPart as JudgedPart
 from engine.report.schema.comparison import ArtefactPart as ArtefactPart
+from engine.report.schema.comparison import ClippedPart as ClippedPart
 from engine.report.schema.comparison import ComparedLayer as ComparedLayer
 from engine.report.schema.comparison import CompareDocument as CompareDocument
 from engine.report.schema.comparison import DivergencePart as DivergencePart

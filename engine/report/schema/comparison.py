@@ -22,6 +22,21 @@ class RestoredPart(Part, frozen=True, kw_only=True):
     """Standard error of ``dnll`` over windows."""
 
 
+class ClippedPart(Part, frozen=True, kw_only=True):
+    """Weights of the original that are beyond the ends of the grid, by more than half a step."""
+
+    share: Number
+    """Of all weights of the layer."""
+    input_channel: int
+    """The input channel with the largest share."""
+    input_share: Number
+    """That share."""
+    output_channel: int
+    """The output channel with the largest share."""
+    output_share: Number
+    """That share."""
+
+
 class ComparedLayer(Part, frozen=True, kw_only=True):
     """A layer of a finished checkpoint against its original."""
 
@@ -56,6 +71,14 @@ class ComparedLayer(Part, frozen=True, kw_only=True):
     """A mistake that explains most of its error, such as ``off-by-one``."""
     left: Number | UnsetType = UNSET
     """Its relative error with the mistake undone."""
+    rotated: str | UnsetType = UNSET
+    """What was rotated in it, and taken back for ``errors``: ``residual stream``, ``heads``,
+    ``input``; ``input, not undone`` where the matrix is unknown."""
+    clipping: ClippedPart | UnsetType = UNSET
+    """Where it is clipped; missing where the ends of its grid are not known."""
+    divisor: Number | UnsetType = UNSET
+    """What the largest weight of a group (with zero points, its range) is divided by for its scale;
+    missing where that is no number that quantisers use."""
     refused: str | UnsetType = UNSET
     """Why it could not be compared."""
 

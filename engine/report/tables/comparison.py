@@ -134,7 +134,20 @@ def _told(artefact: s.ArtefactPart) -> str:
         f"{roundings[kind]} {words}" for kind, words in said.items() if kind in roundings
     )
     folded = sum((each.folded or 1.0) > 1 for each in artefact.layers)
-    return f"{told}; scales of input channels folded into {folded}" if folded else told
+    told += f"; scales of input channels folded into {folded}" if folded else ""
+    turned = sum(not isinstance(each.rotated, UnsetType) for each in artefact.layers)
+    told += f"; {turned} rotated" if turned else ""
+    return told + _scaled(artefact.layers)
+
+
+def _scaled(layers: list[s.ComparedLayer]) -> str:
+    """By which numbers scales follow from the largest weights."""
+    by_number: dict[float, int] = {}
+    for each in layers:
+        if not isinstance(each.divisor, UnsetType) and each.divisor is not None:
+            by_number[each.divisor] = by_number.get(each.divisor, 0) + 1
+    said = ", ".join(f"{number:g} in {count}" for number, count in by_number.items())
+    return f"; scales are the largest weight or range over {said}" if said else ""
 
 
 def _worst(artefact: s.ArtefactPart) -> str:
@@ -143,7 +156,7 @@ def _worst(artefact: s.ArtefactPart) -> str:
         return ""
     more = sum(map(_listed, artefact.layers)) - len(rows)
     note = f"\n… and {more} more; --json has all" if more > 0 else ""
-    return table(headings, rows, {0, 1, 4}) + note
+    return table(headings, rows, {0, 1, 4, 7} if "clipped" in headings else {0, 1, 4}) + note
 
 
 def _worst_rows(artefact: s.ArtefactPart) -> tuple[list[str], list[list[str]]]:
@@ -159,6 +172,7 @@ def _worst_rows(artefact: s.ArtefactPart) -> tuple[list[str], list[list[str]]]:
     layers = [each for each in artefact.layers if _listed(each)]
     if all(isinstance(each.errors, UnsetType) for each in layers):
         return _alone(layers)
+    any_clipped = any(not isinstance(each.clipping, UnsetType) for each in layers)
     any_win = any(not isinstance(each.sensitivity, UnsetType) for each in layers)
     rows = []
     for each in sorted(layers, key=order)[:WORST]:
@@ -171,13 +185,28 @@ def _worst_rows(artefact: s.ArtefactPart) -> tuple[list[str], list[list[str]]]:
                 "" if isinstance(each.errors, UnsetType) else share(each.errors.relative),
                 each.rounding or "",
                 figure(each.steps or None, 2) if evenly_spaced(each.format) else "-",
+                *(_clipped(each.clipping) if any_clipped else []),
                 *([_thousandth(None if win is None else win.kl)] if any_win else []),
             ]
         )
     headings = ["layer", "stored as", "bits", "error", "rounding", "in steps"]
+    if any_clipped:
+        headings += ["clipped", "at most"]
     if any_win:
         headings.append("given back: KL·10³")
     return headings, rows
+
+
+def _clipped(clipping: s.ClippedPart | UnsetType) -> list[str]:
+    """The share of a layer that is clipped, and the channel that is clipped most."""
+    if isinstance(clipping, UnsetType):
+        return ["", ""]
+    if not clipping.share:
+        return [share(0.0), ""]
+    by_input, by_output = clipping.input_share or 0.0, clipping.output_share or 0.0
+    if by_input >= by_output:
+        return [share(clipping.share), f"{share(by_input)} of input {clipping.input_channel}"]
+    return [share(clipping.share), f"{share(by_output)} of output {clipping.output_channel}"]
 
 
 def _listed(layer: s.ComparedLayer) -> bool:

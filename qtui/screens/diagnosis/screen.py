@@ -38,8 +38,8 @@ from qtui.widgets.line import Lines, Words
 SHOWN: frozenset[Dirty] = frozenset(
     {"layers", "weights", "measured", "recipe", "baseline", "errors"}
 )
-WIDE = 120
-"""Columns from which the findings are beside the map."""
+OTHER_LINES = 6
+"""Lines that are neither map nor findings: verdict, two borders, scale, foot."""
 
 
 class DiagnosisHandler(ActionHandler, Protocol):
@@ -274,9 +274,9 @@ class Diagnosis(SessionScreen):
     # --- drawing ------------------------------------------------------------------------------
 
     def _write(self) -> None:
-        width = self.app.size.width - 2
+        width, both = self.app.size.width - 2, self.app.size.height - OTHER_LINES
         if self.gallery.on:
-            room = max(4, (self.app.size.height - 6) * 3 // 5)
+            room = max(4, both * 3 // 5)
             tiles, about = self.gallery.draw(self.session, width, room, here=self._in_map)
             self.map.set_lines(tiles)
             self.scale.set_lines([about])
@@ -284,7 +284,6 @@ class Diagnosis(SessionScreen):
             self.map.set_lines([[("nothing is known of the layers yet", "$dim")]])
             self.scale.set_lines([])
         else:
-            both = self.app.size.height - 6
             listed = self.findings.count(self.found, self.session, width - 2, both)
             most = max(4, both * 3 // 5, both - max(1, listed))
             room = min(len(self._drawn.blocks) + 1, most)
@@ -293,7 +292,7 @@ class Diagnosis(SessionScreen):
                 map_lines(self._drawn, self._at, self._top, width, room, self.glyphs)
             )
             self.scale.set_lines([self._under_cursor(self._drawn)])
-        room = max(1, self.list.size.height)
+        room = max(1, both - len(self.map.lines))  # its size is not that yet
         lines = self.findings.draw(
             self.found, self.session, width - 2, room, None if self._in_map else self._on
         )

@@ -52,6 +52,8 @@ DETAIL: frozenset[Dirty] = frozenset(
     }
 )  # fmt: skip
 """Parts of a session that the table, and the pane, draw."""
+MEASURED_TABS = frozenset({"activations", "errors", "fixes", "drift"})
+"""Tabs that say whether a job measures what they show."""
 QUESTIONS = frozenset({"AskHistogram", "AskErrorMap", "AskRanges", "AskFixes"})
 """Commands that the pane sends by itself."""
 
@@ -119,6 +121,7 @@ class Workbench(SessionScreen):
         self.scoreboard.retry_key = self.key("retry")
         self.verdict.take_key = self.key("verdict")
         self.verdict.enter_key = self.key("expand")
+        self.detail.key = self.key
         change, clear = self.key("filter"), self.key("unmark")
         self.table.way_out = f"{change} changes the filter, {clear} clears it"
         self.scoreboard.show(self.session)
@@ -216,7 +219,7 @@ class Workbench(SessionScreen):
             self.table.show(session, self.format, self.direction, reorder=moved)
             self._show_caption()
             self.show_scope()
-        if dirty & DETAIL or ("jobs" in dirty and self.detail.tab == "fixes"):
+        if dirty & DETAIL or ("jobs" in dirty and self.detail.tab in MEASURED_TABS):
             self._detail()
         if dirty & {"layers", "model", "holds"}:
             self.pane_requests.soon()

@@ -95,14 +95,17 @@ class Scoreboard(Lines):
         own = f"{printable(checkpoint.stored)}, dequantised" if checkpoint.stored else ""
         memory = ""
         if model is not None:
-            streamed = " streamed" if model.protocol.streamed else ""
-            facts.append(f"{printable(model.device)} {model.dtype}{streamed}")
-            memory = "" if streamed else f"{n.size(model.memory)} loaded"
+            facts.append(f"{printable(model.device)} {model.dtype}")
+            memory = _loaded(model)
         changed = f"{self.glyphs.changed} {self._changed} changed" if self._changed else ""
         device = facts[2] if model is not None else ""
         # Parts to drop if there is no room, in this order.
         facts += [own] if own else []
         optional = [fact for fact in (memory, device, facts[1], facts[0], own, changed) if fact]
+        if model is not None and model.protocol.streamed:  # it says why everything takes long
+            optional.remove(memory)
+            optional.insert(len(optional) - bool(changed), memory)
+        first = optional[0] if optional else ""
         stored, *fewer = self._stored
         last = 2 if len(fewer) > 3 else 0
         while True:
@@ -114,7 +117,7 @@ class Scoreboard(Lines):
             if cells(words) + 2 + cells(right) <= width or not (optional or fewer):
                 return spread(words, right, width)
             # The sizes with a cache go last of all, so that the size itself stays.
-            if fewer and (not optional or (memory not in optional and len(fewer) > last)):
+            if fewer and (not optional or (first not in optional and len(fewer) > last)):
                 stored = fewer.pop(0)
             else:
                 optional.pop(0)
@@ -408,6 +411,14 @@ def _numbers(model: ModelReady) -> str:
     if protocol.stride not in (protocol.seq_len, protocol.seq_len - 1, 0):
         cut += f" stride {protocol.stride}"
     return f"{n.count(protocol.tokens)} tok, {cut}"
+
+
+def _loaded(model: ModelReady) -> str:
+    """How much is in memory; or that blocks are streamed, and how long they are read each time."""
+    if not model.protocol.streamed:
+        return f"{n.size(model.memory)} loaded"
+    seconds = f", {n.clock(model.reading_s)} a reading" if model.reading_s else ""
+    return f"streamed{seconds}"
 
 
 def _tone(low: float, high: float, before: float) -> str:

@@ -152,11 +152,12 @@ class VerdictLine(Lines):
             in_short(found, about=about, times=times, others=False, worst=False),
         ]
         for said, helps in forms:
-            key = f"  {self.enter_key if self.here else self.take_key} takes it" if helps else ""
+            key = f"  {self.enter_key if self.here else self.take_key}" if helps else ""
+            hints = [f"{key} takes it", key, ""] if key else [""]
             if found.mix and found.mix == self._session.changed:
-                key = "  (taken)"
+                hints = ["  (taken)", ""]
             arrow = f" {g.arrow} " if helps else ""
-            for last in (key, ""):
+            for last in hints:
                 if cell_len(said + arrow + helps + last) <= width:
                     return [(said, "bold"), (arrow, "$dim"), (helps, "$better"), (last, "$dim")]
         said, helps = forms[-1]

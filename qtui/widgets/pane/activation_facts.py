@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.protocol import Activation, LayerActivations
+from engine.protocol import Activation, LayerActivations, Triage
 from engine.report import wording as n
 from engine.session import Session
 from qtui.views.text import Glyphs, printable, short_name, wrapped
 from qtui.widgets.line import Words
-from qtui.widgets.pane.tab import TabContext
+from qtui.widgets.pane.tab import TabContext, is_running
 
 FIGURES: tuple[tuple[str, str], ...] = (
     ("largest", "max"),
@@ -28,11 +28,11 @@ def activation_lines(context: TabContext) -> list[Words]:
     known = session.layers.activations[row]
     if known is None:
         said = "not measured yet"
-        if session.model is not None:
-            said += (
-                ': "Activations: measure, show" measures every layer in one pass over the '
-                "calibration text"
-            )
+        if is_running(session, lambda command: isinstance(command, Triage) and command.activations):
+            said = "measuring all layers, together" + glyphs.ellipsis
+        elif session.model is not None:
+            how = "measures every layer in one pass over the calibration text"
+            said += f": {context.key('activations')} {how}"
         return [[(piece, "$dim")] for piece in wrapped(said, max(20, context.width))]
     sides = [("input", known.input), ("output", known.output)]
     if known.module_output != known.output:  # elsewhere a module returns what its last layer does

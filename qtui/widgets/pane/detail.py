@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import ClassVar
 
 from textual import events
@@ -68,6 +69,8 @@ class Detail(Vertical):
         """Format and direction of the effects in the table."""
         self.tab = LAYER
         """The tab that is shown."""
+        self.key: Callable[[str], str] = str
+        """The key of an action by its id."""
         self.cannot: tuple[str, str] = "", ""
         """What the export target says of the layer, with the sign before it; empty for nothing."""
         self.top = 0
@@ -205,7 +208,9 @@ class Detail(Vertical):
         self._room = max(0, height - len(about) - 1)
         self.histogram.styles.height, self.figures.styles.height = 0, self._room
         shown = EffectKey(self.shown[1], self.shown[0])
-        context = TabContext(self.session, row, self.expert, shown, width, self._room, self.glyphs)
+        context = TabContext(
+            self.session, row, self.expert, shown, width, self._room, self.glyphs, self.key
+        )
         self._lines = tab(self.tab).lines(context)
         self._place()
 

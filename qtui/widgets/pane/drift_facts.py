@@ -9,7 +9,7 @@ from engine.protocol import BlockDrift, Drift
 from engine.report import wording as n
 from qtui.views.text import Glyphs, bar, listed, printable, wrapped
 from qtui.widgets.line import Words
-from qtui.widgets.pane.tab import TabContext
+from qtui.widgets.pane.tab import TabContext, is_running, measures_errors
 
 BLOCK, FIGURE = 6, 11
 COLUMNS = ("drift", "injected", "propagated", "control")
@@ -30,8 +30,10 @@ def drift_lines(context: TabContext) -> list[Words]:
     found = session.drift()
     if found is None:
         said = "not measured yet for this recipe"
-        if session.model is not None:
-            said += ': "Errors: measure, show" runs it beside the unchanged model'
+        if is_running(session, measures_errors):
+            said = "running it beside the unchanged model" + glyphs.ellipsis
+        elif session.model is not None:
+            said += f": {context.key('errors')} runs it beside the unchanged model"
         return [[(piece, "$dim")] for piece in wrapped(said, max(20, width))]
     here = session.layers.blocks[context.row]
     lines = [_headings(width)]

@@ -12,7 +12,7 @@ from engine.session import Session
 from qtui.views.fixes import fixes_and_best, is_tried, kl_words, to_better
 from qtui.views.text import Glyphs, fit, printable, wrapped
 from qtui.widgets.line import Words
-from qtui.widgets.pane.tab import TabContext
+from qtui.widgets.pane.tab import TabContext, is_running
 
 NAME, MOST_NAME = 16, 30
 """Columns of a format's name and the mark before it, at least and at most."""
@@ -29,7 +29,7 @@ def fix_lines(context: TabContext) -> list[Words]:
     session, glyphs = context.session, context.glyphs
     layer = session.layers.names[context.row]
     format = to_better(session, layer, context.shown.format)
-    lines = _state(session, layer, format, context.width)
+    lines = _state(session, layer, format, context)
     if layer not in session.fixes:
         return lines
     fixes, best = fixes_and_best(session, layer, format)
@@ -61,26 +61,28 @@ def wanted_fixes(session: Session, row: int, format: str) -> p.AnyCommand | None
     return p.AskFixes((layer,), better)
 
 
-def _state(session: Session, layer: str, format: str, width: int) -> list[Words]:
+def _state(session: Session, layer: str, format: str, context: TabContext) -> list[Words]:
     """Which format is to be bettered, and how to try more."""
+    key = context.key("fixes")
     said = f"instead of {printable(format)}"
     if _is_trying(session, layer):
         said += ": trying, the quick ones first"
     elif layer not in session.fixes:
-        said = f'nothing was tried {said} yet: "Fixes: try, take" tries everything'
+        said = f"nothing was tried {said} yet: {key} tries everything"
     elif not is_tried(session, layer, format):
-        said += ': not all were tried, "Fixes: try, take" goes on'
+        said += f": not all were tried, {key} goes on"
     else:
-        said += ': "Fixes: try, take" takes one'
-    return [[(piece, "$dim")] for piece in wrapped(said, max(20, width))]
+        said += f": {key} takes one"
+    return [[(piece, "$dim")] for piece in wrapped(said, max(20, context.width))]
 
 
 def _is_trying(session: Session, layer: str) -> bool:
     """Whether a running job tries fixes of a layer; one that names no layers may reach it."""
-    running = (job.command for job in session.jobs.values() if job.status == "running")
-    return any(
-        isinstance(command, p.TryFixes) and (not command.layers or layer in command.layers)
-        for command in running
+    return is_running(
+        session,
+        lambda command: (
+            isinstance(command, p.TryFixes) and (not command.layers or layer in command.layers)
+        ),
     )
 
 

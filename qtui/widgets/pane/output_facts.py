@@ -10,7 +10,7 @@ from engine.report import wording as n
 from engine.session import Session
 from qtui.views.text import Glyphs, bar, listed, printable, wrapped
 from qtui.widgets.line import Words
-from qtui.widgets.pane.tab import TabContext
+from qtui.widgets.pane.tab import TabContext, is_running, measures_errors
 from qtui.widgets.pane.weight_map import map_lines
 
 LABEL, COUNT = 12, 8
@@ -48,8 +48,10 @@ def _outputs(context: TabContext) -> list[Words]:
     found = session.output_error(name, held)
     if found is None:
         said = "outputs not measured yet in this format"
-        if session.model is not None:
-            said += ': "Errors: measure, show" measures the whole recipe'
+        if is_running(session, measures_errors):
+            said = "measuring outputs" + glyphs.ellipsis
+        elif session.model is not None:
+            said += f": {context.key('errors')} measures the whole recipe"
         return [[(piece, "$dim")] for piece in wrapped(said, max(20, context.width))]
     if found.why:
         said = f"outputs were not compared: {printable(found.why)}"

@@ -26,6 +26,20 @@ class TabContext(NamedTuple):
     height: int
     """Lines that fit; more can be scrolled to."""
     glyphs: Glyphs
+    key: Callable[[str], str] = str
+    """The key of an action by its id, as a person reads it."""
+
+
+def is_running(session: Session, measures: Callable[[p.AnyCommand], object]) -> bool:
+    """Whether a running job measures what a tab shows, by its command."""
+    jobs = session.jobs.values()
+    return any(job.status == "running" and measures(job.command) for job in jobs)
+
+
+def measures_errors(command: p.AnyCommand) -> bool:
+    """Whether a command measures what a recipe does inside the model."""
+    of_diagnosis = isinstance(command, p.Diagnose) and command.errors is not None
+    return of_diagnosis or isinstance(command, p.MeasureErrors)
 
 
 def nothing(session: Session, row: int, format: str) -> p.AnyCommand | None:

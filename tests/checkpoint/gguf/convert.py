@@ -21,7 +21,9 @@ from gguf import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3"}
+ARCHITECTURES = {
+    "mistral": "llama", "mixtral": "llama", "gemma3_text": "gemma3", "qwen3_moe": "qwen3moe"
+}  # fmt: skip
 
 
 def convert(folder: Path, out: Path, kind: str = "F32") -> Path:
@@ -35,13 +37,13 @@ def convert(folder: Path, out: Path, kind: str = "F32") -> Path:
     arch = MODEL_ARCH[name.upper()]
     names = get_tensor_name_map(arch, config.get("num_hidden_layers", config.get("n_layer")))
     tied = config["tie_word_embeddings"]
-    for key, tensor in model.state_dict().items():
+    for key, tensor in _with_experts_apart(model.state_dict()).items():
         if tied and key == "lm_head.weight":
             continue
         stored = names.get_name(key, (".weight", ".bias"))
         assert stored is not None, key
         data = _changed(name, key, tensor.float().numpy(), config)
-        plain = data.ndim == 1 or "position_embd" in stored
+        plain = data.ndim == 1 or "position_embd" in stored or "gate_inp" in stored
         to = GGMLQuantizationType.F32 if plain else GGMLQuantizationType[kind]
         data = np.ascontiguousarray(data)
         writer.add_tensor(stored, data if to == 0 else quantize(data, to), raw_dtype=to)
@@ -50,6 +52,20 @@ def convert(folder: Path, out: Path, kind: str = "F32") -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return out
+
+
+def _with_experts_apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Gates and ups of experts, which transformers has in one tensor, in two."""
+    found = {}
+    for key, tensor in tensors.items():
+        home, _, last = key.rpartition(".experts.")
+        if last == "gate_up_proj":
+            gate, up = tensor.chunk(2, 1)
+            found[f"{home}.experts.gate_proj.weight"] = gate
+            found[f"{home}.experts.up_proj.weight"] = up
+        else:
+            found[f"{key}.weight" if home else key] = tensor
+    return found
 
 
 def _changed(arch: str, key: str, data: np.ndarray, config: dict[str, Any]) -> np.ndarray:
@@ -87,6 +103,12 @@ def _settings(writer: GGUFWriter, arch: str, config: dict[str, Any]) -> None:
     if config.get("head_dim"):
         writer.add_key_length(width)
         writer.add_value_length(width)
+    count = config.get("num_local_experts") or config.get("num_experts")
+    if count:
+        writer.add_expert_count(count)
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+    if arch == "qwen3moe":
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
     if config.get("sliding_window") and arch != "llama":
         writer.add_sliding_window(config["sliding_window"])
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):

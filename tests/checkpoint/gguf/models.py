@@ -42,7 +42,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "mistral": ("mistral", "pieces", {"sliding_window": None}),
-    "qwen2": ("qwen2", "qwen2", {}),
+    "qwen2": ("qwen2", "qwen2", {"tie_word_embeddings": False}),
     "qwen3": ("qwen3", "qwen2", {}),
     "gemma": ("gemma", "pieces alone", {}),
     "gemma2": ("gemma2", "pieces alone", {"head_dim": 256, "query_pre_attn_scalar": 256}),
@@ -62,6 +62,8 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "gpt2": ("gpt2", "gpt-2", {}),
+    "mixtral": ("mixtral", "pieces", {"sliding_window": None}),
+    "qwen3moe": ("qwen3_moe", "qwen2", {"norm_topk_prob": True}),
 }
 """Name → model of `tests.tiny`, kind of tokenizer, fields of its config."""
 

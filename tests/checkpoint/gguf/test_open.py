@@ -232,3 +232,21 @@ def test_a_file_is_inspected_before_it_is_opened(made: Any, tmp_path: Path) -> N
     assert found.note == "stored in GGUF (q8_0), dequantised as reference"
     network = load_network(file, device="cpu")
     assert "stored in GGUF (q8_0), dequantised as reference" in network.notes
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"llama_expert_count": 5}, r"blk\.0\.ffn_gate_exps\.weight' as \[4, 128, 64\]"),
+        ({"llama_expert_used_count": 5}, "expert_used_count' as 5, of 4"),
+        ({"llama_expert_used_count": None}, "no 'llama.expert_used_count'"),
+        ({"llama_expert_count": 2**30}, "of 1073741824 experts"),
+        ({"llama_expert_count": 0}, "ffn_gate_exps"),
+        ({"llama_feed_forward_length": 64}, "llama.expert_feed_forward_length"),
+    ],
+)
+def test_experts_that_are_not_there_are_named(
+    keys: dict[str, Any], said: str, made: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        open_checkpoint(changed(made("mixtral")[1], tmp_path / "x.gguf", **keys))

@@ -51,6 +51,8 @@ def sizes(family: str, kind: str) -> dict[str, Any]:
     if kind != "f32":
         # llama.cpp wants a block of each kind of attention.
         given["num_hidden_layers"] = {"gemma2": 2, "gemma3": 6}.get(family, 1)
+    if family == "qwen3moe":
+        given["moe_intermediate_size"] = 256
     if not family.startswith(("phi3", "qwen2")):
         given["head_dim"] = head
     if family == "gemma":

@@ -259,3 +259,23 @@ def test_channels_of_other_widths_and_the_head_are_not_counted_together() -> Non
     apply(session, p.Learned(("",) * 5, tuple(facts)))
     told = {each.id for each in findings(session, F) if each.severity != "info"}
     assert told == {"input-channel"}
+
+
+def test_channels_of_one_layer_are_said_together_the_largest_first() -> None:
+    from tests.diagnosis.test_findings import F, clean, without_channels
+
+    session, name = without_channels(clean()), "model.layers.2.mlp.down_proj"
+    x = torch.randn(512, 128, generator=torch.Generator().manual_seed(1))
+    x[:, 7] *= 60
+    x[:, 90] *= 200
+    sums = ActivationSums.empty(128)
+    sums.add(x, 128)
+    fact = p.LayerActivations(layer=name, tokens=512, input=of_tensor(sums), shared_with=name)
+    apply(session, p.Learned(("",), (fact,)))
+    (found,) = [each for each in findings(session, F) if each.id == "input-channel"]
+    assert found.channels == (90, 7)
+    largest = x.abs().amax(0)
+    assert found.evidence["ratio"] == pytest.approx(
+        float(largest.max() / largest.median()), rel=0.02
+    )
+    assert found.sentence.startswith("input channels 90, 7 reach up to ")

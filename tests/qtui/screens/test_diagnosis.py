@@ -52,6 +52,21 @@ async def test_findings_are_listed_and_lead_to_their_layers(
         assert d.table.current != "lm_head"
 
 
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)])
+async def test_findings_have_all_the_room_that_the_map_leaves(size: tuple[int, int]) -> None:
+    async with driving(*events(), size=size) as d:
+        await d.pilot.press("D")
+        await d.settled()
+        shown = screen(d)
+        everything = shown.findings.count(shown.found, d.app.session, size[0] - 4, 1000)
+        for _ in range(2):
+            assert len(shown.list.lines) == min(everything, shown.list.size.height)
+            shown.list.set_lines([])
+            shown.map.set_lines([[]])  # drawn anew from another height
+            shown._write()
+            await d.settled()
+
+
 async def test_the_cursor_of_the_map_is_on_a_layer_and_shows_it() -> None:
     async with driving(*events(), size=(120, 40)) as d:
         await d.pilot.press("D")
@@ -119,7 +134,7 @@ async def test_figures_of_the_map_are_those_of_which_something_is_known() -> Non
         assert "error" in ids
         assert "input_ratio" not in ids
         await d.pilot.press("c")
-        assert "KL per MB" in d.screen() or "weight error" in d.screen()
+        assert "KL·10³ per MB" in d.screen() or "weight error" in d.screen()
 
 
 async def test_before_anything_is_known_it_says_so() -> None:

@@ -10,6 +10,7 @@ from engine import protocol as p
 from engine.diagnosis.group_effects import group_effects
 from engine.session import Session
 from qtui.views.text import PLAIN, UNICODE
+from qtui.widgets.pane.activation_facts import activation_lines
 from qtui.widgets.pane.fix_facts import fix_lines
 from qtui.widgets.pane.range_facts import range_lines, wanted_ranges
 from qtui.widgets.pane.tab import TabContext
@@ -154,3 +155,18 @@ def test_only_a_layer_of_the_running_job_is_being_tried(
     text = " ".join(said(told(whole(), job), fix_lines))
     assert ("trying" in text) == tries
     assert ("nothing was tried" in text) != tries
+
+
+def test_a_tab_says_which_key_measures_and_when_it_is_measuring() -> None:
+    session = whole()
+    row = session.index[LAYER]
+    shown = p.EffectKey("degrade", BASE)
+    key = {"activations": "A"}.__getitem__
+    context = TabContext(session, row, None, shown, 80, 40, UNICODE, key)
+    assert session.model is not None
+    (line,) = activation_lines(context)
+    assert "A measures every layer" in line[0][0]
+    command = p.Triage(activations=True)
+    told(session, p.JobStarted(job="9", kind="triage", title="triage", command=command))
+    (line,) = activation_lines(context)
+    assert line[0][0].startswith("measuring all layers")

@@ -77,6 +77,19 @@ async def test_what_is_loaded_is_told_where_there_is_room() -> None:
     assert "changed" not in narrow
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+async def test_a_streamed_model_says_so_and_what_a_reading_takes_in_every_width(width: int) -> None:
+    session = measuring()
+    assert session.model is not None
+    streamed = msgspec.structs.replace(session.model.protocol, streamed=True)
+    ready = msgspec.structs.replace(session.model, protocol=streamed, reading_s=42.0)
+    session = told(whole(), ready)
+    model = (await lines(session, width))[0]
+    assert "streamed, 0:42 a reading" in model
+    assert "loaded" not in model
+    assert f"{session.bits_per_weight():.2f} bits" in model
+
+
 async def test_the_prediction_stands_beside_what_is_being_measured_until_it_is_done() -> None:
     session = measuring()
     predicted = predict(session)
