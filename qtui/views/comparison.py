@@ -187,8 +187,8 @@ def _layer(
     ]
     clipping = CLIPPED if _has_clipping(width) else 0
     if clipping:
-        share = "" if math.isnan(fact.clipped) else n.percent(fact.clipped)
-        words.append((f"{share:>{CLIPPED}}", style if fact.clipped > 0 else "$dim"))
+        told = "" if math.isnan(fact.clipped) else n.percent(fact.clipped)
+        words.append((f"{told:>{CLIPPED}}", style if fact.clipped > 0 else "$dim"))
     if win is not None and compared.score is not None:
         most = max(each.kl for each in compared.restored.values())
         share = win.kl / most if most > 0 else 0.0
