@@ -86,13 +86,13 @@ class MeasureUnits(Command, frozen=True, kw_only=True):
 
 
 class SumWindows(Command, frozen=True, kw_only=True):
-    """Part of an estimate, for a worker: the sums of some micro-batches. Announces `WindowSums`."""
+    """Part of an estimate, for a worker: the sums of some windows. Announces `WindowSums`."""
 
     direction: Direction
     groups: tuple[tuple[tuple[str, str], ...], ...]
     """Layers and formats; those of a group are multiplied together."""
-    batches: tuple[int, int]
-    """The first micro-batch, and the one after the last."""
+    windows: tuple[int, int]
+    """The first, and the one after the last: whole micro-batches."""
 
 
 class TryFixes(Command, frozen=True):

@@ -21,6 +21,7 @@ DECLARED = (
     "engine.measure.weights.job:RANGES",
     "engine.measure.sweep.job:SWEEP",
     "engine.measure.sweep.job:MEASURE_UNITS",
+    "engine.measure.sweep.job:SUM_WINDOWS",
     "engine.measure.diagnosing:DIAGNOSE",
     "engine.measure.fixes.job:TRY_FIXES",
     "engine.measure.fixes.job:KNOWN_FIXES",

@@ -21,6 +21,8 @@ GIVEN = 2
 SHARE = 4
 """A worker takes at most this part of what its share of the queue would be, so that all end
 together."""
+BETWEEN = 0.5
+"""Seconds between two events about who does what, at least."""
 
 Command = Callable[[Sequence[str]], p.AnyCommand]
 """Makes the command that does pieces of work."""
@@ -73,7 +75,7 @@ class Crew:
         self._command: Command | None = None
         self._titles: Mapping[str, str] = {}
         self._at_once, self._by_key = 1, True
-        self._closed = False
+        self._closed, self._told = False, 0.0
         self._hands = [_Hand(worker) for worker in workers]
         self._engine = _Hand(_Nobody(), "waiting", begun=time.monotonic())
         self._threads = [
@@ -88,6 +90,28 @@ class Crew:
     def __bool__(self) -> bool:
         """Whether there are workers, or may be soon."""
         return any(hand.status != "lost" for hand in self._hands)
+
+    @property
+    def starting(self) -> bool:
+        """Whether a worker is not ready yet."""
+        with self._changed:
+            return any(hand.status == "starting" for hand in self._hands)
+
+    @property
+    def ready(self) -> int:
+        """How many processes can take pieces now, the engine's own among them."""
+        with self._changed:
+            return 1 + sum(hand.status not in ("starting", "lost") for hand in self._hands)
+
+    @property
+    def seconds(self) -> float:
+        """Since the workers were started."""
+        return time.monotonic() - self._engine.begun
+
+    def wait(self, seconds: float) -> None:
+        """Wait until a worker says something, at most so long."""
+        with self._changed:
+            self._changed.wait(seconds)
 
     def begin(
         self, pieces: Mapping[str, str], command: Command, *, at_once: int = 1, by_key: bool = True
@@ -142,10 +166,13 @@ class Crew:
             self._news.clear()
         return iter(found)
 
-    def state(self, job: str) -> p.Workers:
-        """Who does what, the engine first."""
-        with self._changed:
-            return p.Workers(job, tuple(map(self._state, [self._engine, *self._hands])))
+    def told(self, job: str) -> Iterator[p.Workers]:
+        """Who does what, the engine first; nothing if it was told a moment before."""
+        now = time.monotonic()
+        if now - self._told >= BETWEEN:
+            self._told = now
+            with self._changed:
+                yield p.Workers(job, tuple(map(self._state, [self._engine, *self._hands])))
 
     def close(self) -> None:
         """End all workers."""
@@ -197,6 +224,7 @@ class Crew:
             if not lost:
                 with self._changed:
                     hand.status, hand.begun = "waiting", time.monotonic()
+                    self._changed.notify_all()
                 while not lost and (command := self._wait(hand)) is not None:
                     lost = self._run(hand, command)
         except WorkerLostError as error:

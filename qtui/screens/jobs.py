@@ -1,4 +1,5 @@
-"""The jobs of the engine, running and waiting, in the order in which they run."""
+"""The jobs of the engine, running and waiting, in the order in which they run; under a job the
+processes that take part in it."""
 
 from __future__ import annotations
 
@@ -10,9 +11,11 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
 
+from engine.protocol import WorkerState
 from engine.session import Job, running
 from qtui.views.progress import about, phase_words, time_left
 from qtui.views.text import fit, printable
+from qtui.views.workers import worker_words
 from qtui.widgets.choices import Choices
 from qtui.widgets.line import Lines, Words, cells, spread
 
@@ -56,7 +59,8 @@ class Jobs(ModalScreen[None]):
         super().__init__(classes="-ascii" if about.glyphs.ascii else None)
         self.about, self.end, self.first = about, end, first
         self.glyphs = about.glyphs
-        self.jobs: list[Job] = []
+        self.rows: list[tuple[Job, WorkerState | None]] = []
+        """Jobs, and under each its processes."""
         self.choices = Choices(self._draw, self.glyphs)
         self.choices.empty = [("nothing is running", "$dim")]
         self._drawn: list[str] = []
@@ -88,18 +92,34 @@ class Jobs(ModalScreen[None]):
     @property
     def current(self) -> Job | None:
         """The job under the cursor."""
-        return self.jobs[self.choices.cursor] if self.jobs else None
+        return self.rows[self.choices.cursor][0] if self.rows else None
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs that are shown."""
+        return [job for job, worker in self.rows if worker is None]
 
     def _look(self) -> None:
-        here = self.current
-        self.jobs = running(self.about.session)
-        drawn = [f"{job.id} {self._state(job)} {self._figures(job)}" for job in self.jobs]
+        at = self.rows[self.choices.cursor] if self.rows else None
+        self.rows = [
+            (job, worker) for job in running(self.about.session) for worker in (None, *job.workers)
+        ]
+        drawn = [
+            f"{job.id} {self._state(job)} {self._figures(job)}"
+            if worker is None
+            else worker_words(worker)
+            for job, worker in self.rows
+        ]
         if drawn != self._drawn:
             self._drawn = drawn
-            ids = [job.id for job in self.jobs]
-            at = ids.index(here.id) if here is not None and here.id in ids else None
-            self.choices.styles.height = max(1, min(len(self.jobs), self.app.size.height - 8))
-            self.choices.show(len(self.jobs), at)
+            self.choices.styles.height = max(1, min(len(self.rows), self.app.size.height - 8))
+            self.choices.show(len(self.rows), None if at is None else self._row_of(*at))
+
+    def _row_of(self, job: Job, worker: WorkerState | None) -> int | None:
+        """Where a job or a process is now; None if it is gone."""
+        named = [(each.id, other and other.name) for each, other in self.rows]
+        here = job.id, worker and worker.name
+        return named.index(here) if here in named else None
 
     def _state(self, job: Job) -> str:
         return "runs" if job is self.jobs[0] else "waits"
@@ -115,12 +135,16 @@ class Jobs(ModalScreen[None]):
         return "  ".join(printable(word) for word in words if word)
 
     def _draw(self, row: int, width: int) -> Words:
-        job = self.jobs[row]
+        job, worker = self.rows[row]
+        if worker is not None:
+            lost = worker.status == "lost"
+            said = fit(printable(worker_words(worker)), max(0, width - 9), self.glyphs)
+            return [(" " * 9, ""), (said, "$warning" if lost else "$dim")]
         state = f"{self._state(job):<7}"
         figures = self._figures(job)
         room = max(20, width - len(state) - len(figures) - 2)
         title = fit(printable(job.title), min(len(job.title), room), self.glyphs)
-        words: Words = [(state, "bold $accent" if row == 0 else "$dim"), (title, "")]
+        words: Words = [(state, "bold $accent" if job is self.jobs[0] else "$dim"), (title, "")]
         return spread(words, [(figures, "$dim")], max(width, cells(words)))
 
     def action_move(self, rows: int) -> None:
@@ -136,5 +160,5 @@ class Jobs(ModalScreen[None]):
 
     def action_first(self) -> None:
         """Run the job under the cursor before the others."""
-        if self.current is not None and self.choices.cursor:
+        if self.current is not None and self.current is not self.jobs[0]:
             self.first(self.current)

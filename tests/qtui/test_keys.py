@@ -343,6 +343,33 @@ async def test_jobs_are_listed_and_can_be_cancelled_and_rearranged() -> None:
         assert "cancelling sweep int8: what is measured is kept" in d.bench.message.text
 
 
+async def test_processes_are_listed_under_their_job() -> None:
+    waiting = p.JobStarted(
+        job="9", kind="sweep", command=p.Sweep(("int8",)), title="sweep int8", urgency=4
+    )
+    workers = p.Workers(
+        "3",
+        (
+            p.WorkerState(name="engine", status="measuring", subject="lm_head int4-g128", done=3),
+            p.WorkerState(name="1 on cuda:1", status="lost", done=2, per_minute=7.0),
+        ),
+    )
+    async with driving(*r.opening(), *r.swept(3), waiting, workers, size=(100, 30)) as d:
+        await d.pilot.press("x")
+        await d.until(lambda: type(d.app.screen).__name__ == "Jobs")
+        screen = d.screen()
+        lines = [
+            "runs   sweep int4-g128",
+            "engine  measuring  lm_head int4-g128  3 done",
+            "1 on cuda:1  lost  2 done, 7 a minute",
+            "waits  sweep int8",
+        ]
+        assert [screen.index(line) for line in lines] == sorted(map(screen.index, lines))
+        await d.pilot.press("j", "j", "f")  # they are of a job that runs already
+        await d.pilot.press("j", "f")
+        await d.until(lambda: d.sent(p.RunFirst) == [p.RunFirst("9")])
+
+
 async def test_help_explains_the_marks_and_fits_its_columns() -> None:
     async with driving(*r.opening(), size=(80, 90)) as d:
         await d.pilot.press("question_mark")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
+from engine import protocol as p
 from engine.workers.channel import Channel
 from engine.workers.crew import Crew
 from engine.workers.local import LocalWorker, Process
@@ -43,8 +46,34 @@ def _serve(connected: socket.socket, environment: Mapping[str, str]) -> None:
     serve(Channel(connected))
 
 
+@dataclass
+class Doom:
+    """A signal that the first worker to get there is sent."""
+
+    during: type[p.Command]
+    after: int
+    """Events of such a command."""
+    signal: signal.Signals
+
+
 class ForkedWorker(LocalWorker):
     """A worker that imports nothing anew."""
+
+    def __init__(self, name: str, device: str, threads: int | None = None) -> None:
+        super().__init__(name, device, threads)
+        self.commands: list[p.AnyCommand] = []
+        self.dooms: list[Doom] = []
+        """What awaits any of the workers that have the same list."""
+
+    def run(self, command: p.AnyCommand) -> Iterator[p.AnyEvent]:
+        self.commands.append(command)
+        for number, event in enumerate(super().run(command)):
+            yield event
+            for doom in list(self.dooms):
+                if doom.during is type(command) and doom.after == number:
+                    self.dooms.clear()
+                    assert self.pid is not None
+                    os.kill(self.pid, doom.signal)
 
     def _started(self, theirs: socket.socket) -> Process:
         return _Fork(theirs)
@@ -52,6 +81,12 @@ class ForkedWorker(LocalWorker):
 
 class PatientCrew(Crew):
     """A crew whose engine begins once every worker has measured something, or is lost."""
+
+    @property
+    def ready(self) -> int:
+        with self._changed:
+            self._changed.wait_for(lambda: all(each.status != "starting" for each in self._hands))
+        return super().ready
 
     def take(self) -> list[str]:
         with self._changed:

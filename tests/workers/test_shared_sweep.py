@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -15,14 +15,12 @@ import torch
 from engine import protocol as p
 from engine.client import in_process
 from engine.measure import sharing
-from engine.workers.local import LocalWorker
 from engine.workers.worker import Patience
 from tests import tiny
 from tests.drive import PATIENCE, facts, settings
-from tests.workers.forks import ForkedWorker, PatientCrew
+from tests.workers.forks import Doom, ForkedWorker, PatientCrew
 
 Swept = tuple[dict[str, p.AnyFact], list[p.AnyEvent]]
-Meddle = Callable[[p.AnyEvent, list[LocalWorker]], None]
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +28,28 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.build("llama", tmp_path_factory.mktemp("shared") / "llama")
 
 
+@dataclass
+class Started:
+    """The workers that were started, and what awaits them."""
+
+    workers: list[ForkedWorker] = field(default_factory=list)
+    dooms: list[Doom] = field(default_factory=list)
+
+    def start(self, name: str, device: str, threads: int | None) -> ForkedWorker:
+        self.workers.append(ForkedWorker(name, device, threads))
+        self.workers[-1].dooms = self.dooms
+        return self.workers[-1]
+
+
 @pytest.fixture(autouse=True)
-def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[LocalWorker]]:
-    """The workers that were started; engine and workers compute with one thread each."""
-    started: list[LocalWorker] = []
-
-    def start(name: str, device: str, threads: int | None) -> LocalWorker:
-        started.append(ForkedWorker(name, device, threads))
-        return started[-1]
-
-    monkeypatch.setattr(sharing, "LocalWorker", start)
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[Started]:
+    """Engine and workers compute with one thread each."""
+    found = Started()
+    monkeypatch.setattr(sharing, "LocalWorker", found.start)
     monkeypatch.setattr(sharing, "Crew", PatientCrew)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield started
+    yield found
     torch.set_num_threads(threads)
 
 
@@ -51,8 +57,6 @@ def swept(
     source: Path,
     chosen: p.Settings,
     ask: p.Sweep,
-    workers: list[LocalWorker] | None = None,
-    meddle: Meddle = lambda event, workers: None,
 ) -> Swept:
     """Facts by key, and events, of a sweep by an engine that knew nothing."""
     client = in_process(str(source))
@@ -65,7 +69,6 @@ def swept(
             event = client.receive(PATIENCE)
             assert event is not None
             events.append(event)
-            meddle(event, workers or [])
             if isinstance(event, p.Learned):
                 for key, fact in zip(event.keys, event.facts, strict=True):
                     assert found.setdefault(key, fact) == fact
@@ -81,10 +84,9 @@ def _ended(event: p.AnyEvent) -> bool:
     return isinstance(event, p.JobEnded) and event.kind == "sweep"
 
 
-def by_workers(events: list[p.AnyEvent]) -> int:
-    """How many pieces workers have done, as was last told."""
-    told = [event for event in events if isinstance(event, p.Workers)]
-    return sum(worker.done for worker in told[-1].workers[1:])
+def parts(worker: ForkedWorker) -> set[type]:
+    """What a worker was told to do."""
+    return {type(command) for command in worker.commands}
 
 
 ASKED = {
@@ -95,13 +97,13 @@ ASKED = {
 
 @pytest.mark.parametrize("name", ASKED)
 def test_figures_do_not_depend_on_who_measured_them(
-    source: Path, prose: Path, workers: list[LocalWorker], name: str
+    source: Path, prose: Path, started: Started, name: str
 ) -> None:
     alone, _ = swept(source, small(prose), ASKED[name])
-    assert not workers
-    shared, events = swept(source, small(prose, workers="2"), ASKED[name], workers)
-    assert len(workers) == 1
-    assert by_workers(events) > 0
+    assert not started.workers
+    shared, _ = swept(source, small(prose, workers="2"), ASKED[name])
+    (worker,) = started.workers
+    assert parts(worker) == {p.Open, p.SumWindows, p.MeasureUnits}
     assert shared == alone
 
 
@@ -111,29 +113,30 @@ def small(prose: Path, **given: object) -> p.Settings:
     return settings(prose, **{**of, **given})
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    ("during", "end"),
+    [
+        (p.SumWindows, signal.SIGKILL),
+        (p.MeasureUnits, signal.SIGKILL),
+        (p.MeasureUnits, signal.SIGSTOP),
+    ],
+)
 def test_a_worker_that_dies_or_hangs_loses_nothing(
     source: Path,
     prose: Path,
-    workers: list[LocalWorker],
+    started: Started,
+    during: type[p.Command],
     end: signal.Signals,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Patience, "LEAST", 3.0)
-    left = [random.Random(end).randrange(1, 5)]
-
-    def meddle(event: p.AnyEvent, workers: list[LocalWorker]) -> None:
-        if isinstance(event, p.Learned) and any(
-            isinstance(fact, p.Sensitivity) for fact in event.facts
-        ):
-            left[0] -= 1
-            if left[0] == 0:
-                pid = workers[0].pid
-                assert pid is not None
-                os.kill(pid, end)
-
     alone, _ = swept(source, small(prose), p.Sweep())
-    shared, events = swept(source, small(prose, workers="3"), p.Sweep(), workers, meddle)
-    assert shared == alone
-    measured = facts(events, p.Sensitivity)
-    assert len(measured) == len({fact.layer for fact in measured})  # type: ignore[union-attr]
+    after = random.Random().randrange(4)
+    started.dooms.append(Doom(during, after, end))
+    shared, events = swept(source, small(prose, workers="3"), p.Sweep())
+    assert not started.dooms
+    assert shared == alone, f"ended after {after}"
+    said = [event.message for event in events if isinstance(event, p.Notice)]
+    assert any("the others go on without it" in each for each in said), said
+    measured = [fact for fact in facts(events, p.Sensitivity) if isinstance(fact, p.Sensitivity)]
+    assert len(measured) == len({fact.layer for fact in measured})

@@ -137,8 +137,7 @@ class BackwardPass:
         self.budget = loaded.budget()
         self._reading = ""
         self.sums = {
-            (name, format): self._empty(self.reference.windows.count)
-            for name, format in self.wanted
+            (name, format): self.empty(self.reference.windows.count) for name, format in self.wanted
         }
         self.group = group_of(self.reference.windows.count, len(self.reference.batches[0]))
         self.cotangents: dict[int, list[Tensor] | list[KeptTensor]] = {}
@@ -186,7 +185,8 @@ class BackwardPass:
                     found[region] += factor * math.prod(layers[name].shape)
         return [found[region] for region in regions]
 
-    def _empty(self, windows: int) -> Sums:
+    def empty(self, windows: int) -> Sums:
+        """Sums of one change over so many windows, none of which was run."""
         return Sums.empty(self.fixed, self.losses - self.fixed, windows)
 
     def _region(
@@ -233,9 +233,10 @@ class BackwardPass:
                 self._step(point, region, batch, changes, last)
 
             yield from repeated(self.counts.timed("estimate_s", step))
-            yield self._progress(begun + share * done / len(part))
+            yield self.progress(begun + share * done / len(part))
 
-    def _progress(self, share: float) -> p.Progress:
+    def progress(self, share: float) -> p.Progress:
+        """Progress, once this share of the pass is done."""
         total, count = len(self.network.layers), len(self.formats)
         return p.Progress(
             job=self.job, done=share * total, total=total, phase="estimating",
@@ -370,11 +371,11 @@ class BackwardPass:
         held: dict[str, Held] = {}
         for name, format in formats.items():
             held[name] = yield from self._quantised(name, format, compact=compact)
-            yield self._progress(0.0)
+            yield self.progress(0.0)
         recipe = RecipeRun(self.reference, held)
         for batch in self.batches:
             yield from run_recipe(recipe, batch, self.counts, "estimate_s")
-            yield self._progress(0.0)
+            yield self.progress(0.0)
         return Point(self.reference, recipe.state, held)
 
     # -- one micro-batch of one region -------------------------------------------------------------
@@ -393,7 +394,7 @@ class BackwardPass:
             rows = 1
         # A step that was preempted and will be repeated must leave nothing in the sums.
         found = {
-            (name, format): self._empty(len(ids))
+            (name, format): self.empty(len(ids))
             for name, of_layer in changes.items()
             for format in of_layer.formats
         }

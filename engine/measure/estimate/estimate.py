@@ -36,9 +36,11 @@ from engine.measure.calibration.calibration import calibration_key, with_scales
 from engine.measure.counts import JobCounts
 from engine.measure.estimate.backward_pass import BackwardPass, weights_alone
 from engine.measure.estimate.first_order import Sums, drawn_windows
+from engine.measure.estimate.shared_pass import SharedPass, shared_by
 from engine.measure.evaluation.reference import reference_of
 from engine.session.artefact import OUTSIDE
 from engine.store import keys
+from engine.workers.crew import Crew
 from engine.workspace import Loaded
 
 ACROSS_PRIOR = 0.2
@@ -48,6 +50,10 @@ BEYOND = 0.08
 takes rows to add up over a window as they do at single tokens."""
 DOUBTFUL_KL = 0.1
 """Nats per token beyond which a change is not small."""
+
+ESTIMATES, EACH_FORMAT = 4.0, 0.4
+"""What estimating costs, in forward passes, and what each format adds: a first guess, until
+estimating has begun and is timed."""
 
 Found = dict[str, dict[str, p.Estimate]]
 """By format, by layer."""
@@ -59,6 +65,7 @@ def estimate(
     direction: p.Direction,
     counts: JobCounts,
     job: str,
+    crew: Crew | None = None,
 ) -> Generator[p.AnyEvent | None, None, Found]:
     """Estimate every layer in every format.
 
@@ -69,6 +76,7 @@ def estimate(
         direction: whether one layer holds the format, or all but one.
         counts: of the job; adds to its ``estimate_s``.
         job: id, for progress.
+        crew: workers that take part of the windows.
 
     Yields:
         `Learned` with `Estimate` facts as the backward pass reaches the layers, and `Progress`.
@@ -83,7 +91,7 @@ def estimate(
     passes = [wanted] if direction == "degrade" else [[group] for group in wanted]
     for one in passes:
         yield from _estimated(
-            loaded, [group for group in one if group], direction, counts, job, found
+            loaded, [group for group in one if group], direction, counts, job, found, crew
         )
     return found
 
@@ -203,14 +211,23 @@ def _estimated(
     counts: JobCounts,
     job: str,
     found: Found,
+    crew: Crew | None,
 ) -> Generator[p.AnyEvent | None, None, None]:
     """Estimate what is wanted in one backward pass."""
     if not wanted:
         return
     formats = list(dict.fromkeys(format for group in wanted for _, format in group))
     groups = [list(group) for group in wanted]
-    backward = BackwardPass(loaded, formats, direction, counts, job, groups)
-    for event in backward.run():
+
+    def make(batches: range | None = None) -> BackwardPass:
+        return BackwardPass(loaded, formats, direction, counts, job, groups, batches=batches)
+
+    backward, running = make(), None
+    if crew:
+        yield from shared_by(loaded, crew, counts, ESTIMATES + EACH_FORMAT * len(formats))
+        if (hands := min(crew.ready, len(backward.batches))) > 1:
+            running = SharedPass(make, backward, crew, hands).run()
+    for event in running or backward.run():
         if not isinstance(event, dict):
             yield event
             continue

@@ -58,7 +58,26 @@ MEASURE_UNITS = JobSpec(
     needs="model",
     lane="compute",
     urgency=4,
+    memory=needs.of_passes(streams=2),
     steps=_units,
+)
+
+
+def _windows(context: Context[Workspace], command: p.SumWindows) -> Steps:
+    from engine.measure.estimate.shared_pass import sum_windows
+
+    return (yield from sum_windows(context.workspace.need(Loaded), command, context.job))
+
+
+SUM_WINDOWS = JobSpec(
+    command=p.SumWindows,
+    kind="windows",
+    title=lambda command: f"estimate windows {command.windows[0] + 1} to {command.windows[1]}",
+    needs="model",
+    lane="compute",
+    urgency=4,
+    memory=needs.of_passes(streams=2, backward=True),
+    steps=_windows,
 )
 
 SWEEP = JobSpec(

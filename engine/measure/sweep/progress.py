@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from engine import protocol as p
 from engine.measure.counts import JobCounts
+from engine.measure.estimate.estimate import EACH_FORMAT, ESTIMATES
 from engine.measure.evaluation.reference import reference_of
 from engine.measure.sweep.units import Unit
 from engine.model.cost import cost_of
@@ -15,9 +16,6 @@ from engine.workspace import Loaded
 
 CONTROL = 2.0
 """What the control costs, in micro-batches of the reference."""
-ESTIMATES, EACH_FORMAT = 4.0, 0.4
-"""What estimating costs, in forward passes, and what each format adds: a first guess, until
-estimating has begun and is timed."""
 
 
 def before_ranked(loaded: Loaded, formats: int) -> float:
@@ -104,10 +102,14 @@ class SweepProgress:
             base = (self._y - slope * self._x) / self._n
         return max(slope * self._left + base * self._units_left, 0.0) / self.hands
 
+    def _with(self) -> str:
+        workers = self.hands - 1
+        return f"with {workers} worker{'' if workers == 1 else 's'}" if workers else ""
+
     def event(self, unit: Unit, format: str) -> p.Progress:
         """The current progress; the time left is an upper bound if units may end early."""
         done = min(self._finished + math.fsum(self._shares.values()), self._total)
         return p.Progress(
             job=self._counts.job, done=done, total=self._total, seconds_left=self.seconds_left(),
-            phase="measuring", subject=unit.name, format=format,
+            phase="measuring", subject=unit.name, format=format, detail=self._with(),
         )  # fmt: skip

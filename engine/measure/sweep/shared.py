@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from engine import protocol as p
 from engine.measure.counts import JobCounts
@@ -18,8 +17,6 @@ AT_ONCE = 16
 """Units that a worker takes together at most: small ones take less time than handing them out."""
 WAIT = 0.1
 """Seconds to wait for others at a time; a more urgent job may run in between."""
-BETWEEN = 0.5
-"""Seconds between two events about who does what, at least."""
 
 
 @dataclass(eq=False)
@@ -34,7 +31,6 @@ class SharedTable:
     comparing: AgreementTracker
     nll: float
     """Of the unchanged model."""
-    _told: float = field(default=0.0, init=False)
 
     def measure(self) -> Found:
         """Measure every candidate on all windows; those to be seen first are taken first."""
@@ -91,6 +87,4 @@ class SharedTable:
             self.counts.measured += len(found)
             yield p.Learned(tuple(keys), tuple(found))
             yield from self.comparing.growing(str(self.table.format), self.table.found)
-        if (now := time.monotonic()) - self._told >= BETWEEN:
-            self._told = now
-            yield self.crew.state(self.counts.job)
+        yield from self.crew.told(self.counts.job)

@@ -117,7 +117,7 @@ def _swept(
     for table in tables:
         table.calibration = yield from calibration_key(loaded, [table.format], "reference")
         yield from from_store(loaded, table, str(exactness) if exactness.top else "", counts)
-    estimates = yield from _estimated(loaded, estimated, direction, counts, job)
+    estimates = yield from _estimated(loaded, estimated, direction, counts, job, crew)
     for table in tables:
         _sort(table, estimates.get(str(table.format), {}))
     # Units other than layers have no estimates to compare with.
@@ -169,9 +169,10 @@ def _estimated(
     direction: p.Direction,
     counts: JobCounts,
     job: str,
+    crew: Crew,
 ) -> Generator[p.AnyEvent | None, None, Estimates]:
     """Estimates of all layers, with the time left until all are there."""
-    steps = estimate(loaded, formats, direction, counts, job)
+    steps = estimate(loaded, formats, direction, counts, job, crew)
     begun: tuple[float, float] | None = None
     while True:
         try:

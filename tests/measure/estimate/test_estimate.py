@@ -83,7 +83,7 @@ def walked(
     backward = BackwardPass(loaded, parsed, direction, counts, "job", [wanted])
     if as_drawn:
         backward.fixed = 0
-        backward.sums = {at: backward._empty(backward.reference.windows.count) for at in wanted}
+        backward.sums = {at: backward.empty(backward.reference.windows.count) for at in wanted}
     found: dict[str, dict[Format, Sums]] = {}
     for event in drain(backward.run())[0]:
         if isinstance(event, dict):
