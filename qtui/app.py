@@ -261,7 +261,7 @@ class QtuiApp(OneFrameApp):
 
     async def on_session_screen_show_screen(self, wanted: SessionScreen.ShowScreen) -> None:
         """Show another screen of the session."""
-        await self.screens.switch_to(wanted.id)
+        await self.screens.switch_to(wanted.id, expecting=wanted.expecting)
 
     async def on_session_screen_show_layer(self, wanted: SessionScreen.ShowLayer) -> None:
         """Show a layer in the workbench's table."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.headers import TensorInfo
+from engine.checkpoint.packed.declared import declared_config, rotated_when_run
 from engine.checkpoint.quantised.reader import (
     Reader,
     quant_method,
@@ -45,7 +46,12 @@ def stored_note(checkpoint: Checkpoint) -> str | None:
         CheckpointError: see `check_companions`.
     """
     names = layouts_of(checkpoint)
-    return f"stored in {' and '.join(names)}, dequantised as reference" if names else None
+    if not names:
+        return None
+    note = f"stored in {' and '.join(names)}, dequantised as reference"
+    if rotated_when_run(declared_config(checkpoint)):
+        note += "; activations that its configuration has rotated are not: its outputs are noise"
+    return note
 
 
 def layouts_of(checkpoint: Checkpoint) -> list[str]:

@@ -24,9 +24,13 @@ UNREAD = {
     "marlin": "the order of a kernel",
     "bitblas": "the order of a kernel",
     "qqq": "the order of a kernel",
+    "marlin_24": "the order of a kernel, half of the weights left out",
+    "sparse_bitmask": "weights left out",
+    "sparse_24_bitmask": "half of the weights left out",
 }
 """What is said of each; a layout may be named by the method or by the format of a config."""
-_NAMED_BY = ("quant_method", "checkpoint_format", "version", "packing_format")
+_NAMED_BY = ("quant_method", "checkpoint_format", "version", "packing_format", "format")
+"""Keys of a config; and the ``format`` of its ``sparsity_config``."""
 _READ_ANYWAY = {"quark": "float8"}
 """Dtypes of codes that mean the same whoever writes them."""
 
@@ -38,7 +42,10 @@ def refuse_unread(checkpoint: Checkpoint) -> None:
         CheckpointError: names a tensor of codes and the layout.
     """
     config = declared_config(checkpoint)
-    names = [str(config.get(key, "")).lower().replace("-", "_") for key in _NAMED_BY]
+    sparse = config.get("sparsity_config")
+    formats = [config.get(key) for key in _NAMED_BY]
+    formats.append(sparse.get("format") if isinstance(sparse, dict) else None)
+    names = [str(each or "").lower().replace("-", "_") for each in formats]
     name = next((name for name in names if name in UNREAD), None)
     codes = None if name is None else _codes(checkpoint, _READ_ANYWAY.get(name, "-"))
     if name is not None and codes is not None:

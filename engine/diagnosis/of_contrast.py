@@ -12,6 +12,8 @@ SHARE = 0.25
 """Part of a layer's output error on failing prompts that comes in by channels which are named."""
 ONLY = 0.1
 """Of its size on failing prompts, up to which a channel on others fires only there."""
+TWICE = 2.0
+"""Times as large on failing prompts as on others that a channel or a head must be to be named."""
 LEAST_KL = 0.1
 """Nats a query by which a head that is named diverges."""
 NAMED = 4
@@ -19,10 +21,10 @@ NAMED = 4
 
 
 def channels_by_layer(contrast: p.SymptomContrast) -> dict[str, list[p.ContrastedChannel]]:
-    """Channels that differ by more than chance, by layer, those that differ most first."""
+    """Channels that are larger there by more than chance, by layer; the most different first."""
     found: dict[str, list[p.ContrastedChannel]] = {}
     for each in contrast.channels:
-        if each.chance < CHANCE:
+        if each.chance < CHANCE and each.failing >= TWICE * each.healthy:
             found.setdefault(each.layer, []).append(each)
     return found
 
@@ -67,7 +69,11 @@ def diverging(contrast: p.SymptomContrast) -> Iterator[tuple[str, dict[str, floa
     Yields:
         A sentence, its figures.
     """
-    found = [each for each in contrast.heads if each.chance < CHANCE and each.failing >= LEAST_KL]
+    found = [
+        each
+        for each in contrast.heads
+        if each.chance < CHANCE and each.failing >= max(LEAST_KL, TWICE * each.healthy)
+    ]
     if not found:
         return
     best, more = found[0], len(found) - 1

@@ -1,4 +1,4 @@
-"""Tasks, texts and tables of recipes that a session measured, for a report."""
+"""Prompts, tasks, texts and tables of recipes that a session measured, for a report."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from msgspec import UNSET
 from engine import protocol as p
 from engine.report import schema as s
 from engine.report.comparison_parts import divergence_part
+from engine.report.symptom_parts import prompt_set_part
 from engine.report.task_parts import task_part
 from engine.report.text_parts import text_part
 from engine.session import Job, Session
@@ -18,14 +19,20 @@ def asked_parts(session: Session) -> list[s.AskedPart]:
     tasks: dict[str, dict[str, s.TaskPart]] = {}
     texts: dict[str, dict[str, s.TextPart]] = {}
     tables: dict[str, p.DivergenceTable] = {}
+    prompts: dict[str, dict[p.Sampling, dict[str, None]]] = {}
     for job in session.jobs.values():
         if job.status != "done" or not job.result:
             continue
         if isinstance(job.command, p.FindSymptoms):
             found = job.read(p.Symptoms)
-            if not found.tasks and found.divergence is None:
+            if not found.tasks and not found.prompts and found.divergence is None:
                 continue
             names[found.recipe] = _called(session, job, job.command)
+            if found.prompts:
+                sets = prompts.setdefault(found.recipe, {})
+                sets[job.command.sampling] = dict.fromkeys(
+                    [*sets.get(job.command.sampling, ()), *found.prompts]
+                )
             answered = {each.name: task_part(each) for each in found.tasks}
             tasks.setdefault(found.recipe, {}).update(answered)
             if found.divergence is not None:
@@ -38,6 +45,11 @@ def asked_parts(session: Session) -> list[s.AskedPart]:
     return [
         s.AskedPart(
             recipe=name,
+            prompts=[
+                prompt_set_part(session, recipe, list(keys), how)
+                for how, keys in prompts.get(recipe, {}).items()
+            ]
+            or UNSET,
             tasks=list(tasks.get(recipe, {}).values()),
             texts=list(texts.get(recipe, {}).values()),
             divergence=divergence_part(tables[recipe]) if recipe in tables else UNSET,

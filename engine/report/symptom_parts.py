@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
-from engine.diagnosis.causes import Cause
+from engine.diagnosis.causes import Cause, causes
 from engine.diagnosis.detectors import Symptom
-from engine.diagnosis.of_symptoms import KindRate, Shown
+from engine.diagnosis.of_symptoms import KindRate, Shown, alarms, rates, shown
 from engine.report import schema as s
 from engine.report.json import finite
+from engine.session import Session
 
 
 def sampling_part(how: p.Sampling, seed: int) -> s.SamplingPart:
@@ -25,9 +26,9 @@ def sampling_part(how: p.Sampling, seed: int) -> s.SamplingPart:
     )
 
 
-def prompt_part(shown: Shown) -> s.PromptPart:
+def prompt_part(prompt: Shown) -> s.PromptPart:
     """A prompt with both continuations."""
-    fact = shown.fact
+    fact = prompt.fact
     return s.PromptPart(
         id=fact.id,
         topic=fact.topic or UNSET,
@@ -41,9 +42,9 @@ def prompt_part(shown: Shown) -> s.PromptPart:
         kl=finite(fact.kl),
         first_difference=None if fact.first < 0 else fact.first,
         difference=UNSET if fact.first < 0 else _difference(fact),
-        loop=_loop(shown.changed),
-        reference_findings=[each.kind for each in shown.reference],
-        findings=[each.kind for each in shown.added],
+        loop=_loop(prompt.changed),
+        reference_findings=[each.kind for each in prompt.reference],
+        findings=[each.kind for each in prompt.added],
     )
 
 
@@ -66,6 +67,40 @@ def _loop(found: Sequence[Symptom]) -> s.LoopPart | UnsetType:
             where = each.evidence
             return s.LoopPart(period=int(where["period"]), start=int(where["start"]))
     return UNSET
+
+
+EXAMPLES = 4
+"""Prompts with a symptom that a report shows."""
+
+
+def prompt_set_part(
+    session: Session, recipe: str, keys: Sequence[str], how: p.Sampling
+) -> s.PromptSetPart:
+    """Prompts that a recipe continued in one way.
+
+    Args:
+        session: has their facts.
+        recipe: its hash.
+        keys: of the prompts.
+        how: they were continued.
+    """
+    known = session.continued.get(recipe, {})
+    prompts = shown([known[each] for each in keys if each in known])
+    failing = alarms(prompts)
+    traced = session.traced.get(recipe) if failing else None
+    contrast = None if traced is None else traced.contrast
+    found = causes(session, prompts, traced, list(session.changed.values()))
+    return s.PromptSetPart(
+        sampling=sampling_part(how, session.settings.seed),
+        prompts=len(prompts),
+        same=sum(each.fact.first < 0 for each in prompts),
+        alarms=len(failing),
+        rates=[rate_part(each) for each in rates(prompts)],
+        restored=[] if traced is None else [restored_part(each) for each in traced.ranked()],
+        contrast=UNSET if contrast is None else contrast_part(contrast),
+        causes=[cause_part(each) for each in found],
+        examples=[prompt_part(each) for each in failing[:EXAMPLES]],
+    )
 
 
 def rate_part(found: KindRate) -> s.SymptomRate:

@@ -72,12 +72,13 @@ class MountedScreens:
                 self._app.install_screen(screen, id)
         return self._made[id]
 
-    async def switch_to(self, id: str | None) -> None:
+    async def switch_to(self, id: str | None, *, expecting: bool = False) -> None:
         """Show a screen; None, or the one that is shown already, shows the workbench."""
         wanted = WORKBENCH if id is None or id == self._shown else id
         if wanted == self._shown:
             return
         screen = self._screen(wanted)
+        screen.expecting = expecting
         if self._shown != WORKBENCH:
             await self._app.pop_screen()
         if wanted != WORKBENCH:

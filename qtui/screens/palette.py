@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby, pairwise
 from typing import ClassVar, NamedTuple
 
@@ -170,6 +170,7 @@ class Palette(ModalScreen[str | None]):
         hint: str = "search actions",
         at: str = "",
         verb: str = "runs it",
+        typed: Callable[[str], PaletteEntry | None] = lambda query: None,
     ) -> None:
         """
         Args:
@@ -178,6 +179,7 @@ class Palette(ModalScreen[str | None]):
             hint: shown in the empty line.
             at: the id of the entry that the cursor begins on; empty for the first.
             verb: what enter does.
+            typed: what a query says by itself; it stands first.
         """
         super().__init__(classes="-ascii" if glyphs.ascii else None)
         self.glyphs = glyphs
@@ -187,7 +189,7 @@ class Palette(ModalScreen[str | None]):
         self.choices.can_focus = False
         self.foot = Lines(id="foot", wrap=True)
         self.entry = Entry(placeholder=hint, heard=self._search, submit=self._run, id="entry")
-        self.at, self.verb = at, verb
+        self.at, self.verb, self.typed = at, verb, typed
         self._group_width = min(10, max((cell_len(entry.group) for entry in entries), default=0))
 
     def compose(self) -> ComposeResult:
@@ -220,7 +222,9 @@ class Palette(ModalScreen[str | None]):
     # --- searching ----------------------------------------------------------------------------
 
     def _search(self, query: str) -> None:
-        self.found = answers(query, self.entries)
+        itself = self.typed(query)
+        self.found = [(itself, Found(0))] if itself is not None else []
+        self.found += answers(query, self.entries)
         self.choices.empty = [("no match; ctrl+u clears the line", "$dim")]
         # Groups are kept together only while the query is empty.
         starts = [len(list(run)) for _, run in groupby(self.found, lambda each: each[0].group)]

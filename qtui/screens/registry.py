@@ -26,6 +26,7 @@ SCREENS = (
     "qtui.screens.recipes:SCREEN",
     "qtui.screens.comparison:SCREEN",
     "qtui.screens.symptoms:SCREEN",
+    "qtui.screens.tasks:SCREEN",
     "qtui.screens.calibration:SCREEN",
 )
 """Where each screen is declared; imported when the first of them is needed."""

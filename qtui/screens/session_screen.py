@@ -65,6 +65,8 @@ class SessionScreen(Screen[None]):
         """Show the screen with this id; None shows the workbench."""
 
         id: str | None
+        expecting: bool = False
+        """Whether what it shows was asked for already, so that it need not ask."""
 
     @dataclass
     class ShowLayer(TextualMessage):
@@ -79,6 +81,8 @@ class SessionScreen(Screen[None]):
         """What was drawn last."""
         self.failed = False
         """Whether there is something to try again: no engine, or a checkpoint that is not open."""
+        self.expecting = False
+        """Whether what it shows was asked for by who showed it."""
         self.message = Message(glyphs, id="message")
         self.keybar = KeyBar(id="keys")
         self.actions: list[Action] = []

@@ -6,12 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from engine import protocol as p
+from engine.errors import UsageError
 from engine.session import Job, Session, running
 from qtui.actions import CHOICE, Action, Choice
 from qtui.screens.registry import screens
 from qtui.screens.session_screen import AppWide, SessionScreen
+from qtui.views.budgets import parse_budget
 from qtui.views.eventlog import EventLog
 from qtui.widgets.frame.status import key_names
+
+PLAN = "plan"
+"""The screen of plans."""
 
 
 class Chooser(NamedTuple):
@@ -72,6 +77,8 @@ class SharedActions:
             self.say("warning", why)
         elif chosen and action in self.CHOOSERS:
             self.CHOOSERS[action].choose(self, choice)
+        elif chosen and action == PLAN:
+            self.plan_for(parse_budget(choice, self.session.cache))
         elif id in screens():
             self.screen.post_message(SessionScreen.ShowScreen(id))
         else:
@@ -83,6 +90,12 @@ class SharedActions:
         if chosen and action in self.CHOOSERS:
             each = next((c for c in self.CHOOSERS[action].choices(self) if c.id == choice), None)
             return self.why_not(action) or (f"no {choice}" if each is None else each.why_not)
+        if (
+            chosen
+            and action == PLAN
+            and not any(key.by == "layer" for key in self.session.effects.known("degrade"))
+        ):
+            return "no effect is known yet: sweep first"
         match id:
             case "undo" if self.session.position == 0:
                 return "nothing to undo"
@@ -150,6 +163,26 @@ class SharedActions:
         self.say("info", f"next: {job.title}")
         self.ask(p.RunFirst(job.id))
 
+    def plan_for(self, budget: p.Budget) -> None:
+        """Plan for a budget from what is known, and show the plan."""
+        self.ask(p.Plan(budget=budget, forwards=0, to=self.session.tuning.target))
+        self.screen.post_message(SessionScreen.ShowScreen(PLAN, expecting=True))
+
+    def typed_plan(self, query: str) -> tuple[str, str]:
+        """What a line of the palette asks for that is no action: ``mix 4.5`` is a plan.
+
+        Returns:
+            An id that `perform` takes, and a title; empty for nothing.
+        """
+        word, _, rest = query.strip().partition(" ")
+        if word.lower() not in ("mix", PLAN):
+            return "", ""
+        try:
+            budget = parse_budget(rest, self.session.cache)
+        except UsageError:
+            return "", ""
+        return f"{PLAN}{CHOICE}{rest.strip()}", f"Plan for {budget}"
+
     # What opens over the screen is imported when it first opens: the first frame does not wait.
 
     def palette(self) -> None:
@@ -193,7 +226,11 @@ class SharedActions:
             if id is not None:
                 self.perform(id)
 
-        screen.app.push_screen(Palette(entries, screen.glyphs), chosen)
+        def typed(query: str) -> PaletteEntry | None:
+            id, title = self.typed_plan(query)
+            return PaletteEntry(id, title, group="Recipe", why_not=self.why_not(id)) if id else None
+
+        screen.app.push_screen(Palette(entries, screen.glyphs, typed=typed), chosen)
 
     def list_choices(self, id: str, at: str = "") -> None:
         """List the values of an action, the cursor on the one named."""

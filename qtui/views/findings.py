@@ -109,11 +109,18 @@ class _Same:
         return id(self.finding)
 
 
+PLAIN_SIGNS = {
+    "σ": " sd", "×": "x", "…": "..", "≈": "~", "±": "+-", "·10³": "*1e3", "Δ": "d", "→": "->",
+    "–": "-", "−": "-",
+}  # fmt: skip
+"""Signs of sentences and figures in ASCII."""
+
+
 def plain(sentence: str, glyphs: Glyphs) -> str:
     """A sentence in the characters that may be drawn."""
     said = printable(sentence)
     if not glyphs.ascii:
         return said
-    for sign, plain in (("σ", " sd"), ("×", "x"), ("…", ".."), ("≈", "~")):
+    for sign, plain in PLAIN_SIGNS.items():
         said = said.replace(sign, plain)
     return said

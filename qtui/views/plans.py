@@ -17,7 +17,7 @@ from qtui.views.text import Glyphs, Words, fit, printable, short_name
 KIND = "plan"
 LEAST = 5
 """Lines of the plot that a legend leaves it at least."""
-FIGURES = 40
+FIGURES = 46
 """Columns of the figures behind a line's name."""
 RANGE = 1e5
 """What the plot's largest KL is divided by, for the smallest that is drawn."""
@@ -51,23 +51,26 @@ def rows_of(planned: p.Planned) -> list[Row]:
 def heading(width: int, glyphs: Glyphs) -> Words:
     """The titles of the columns."""
     kl = f"KL{glyphs.kilo}"
-    titles = f"{'bits':>8}{'size':>10}{glyphs.about + kl:>11}{kl:>10} "
+    titles = f"{'bits':>8}{'size':>10}{glyphs.about + kl:>11}{kl:>16} "
     return [(f"  {fit('recipe', _room(width), glyphs)}{titles}", "$dim")]
 
 
-def line_of(row: Row, width: int, glyphs: Glyphs, *, here: bool) -> Words:
+def line_of(row: Row, width: int, glyphs: Glyphs, factor: float, *, here: bool) -> Words:
     """A line of the list.
 
     Args:
         row: what it shows.
         width: cells there are.
         glyphs: what to draw with.
+        factor: half an interval, in standard errors.
         here: whether the cursor is on it.
     """
     point = row.point
-    measured = n.short(1000 * point.score.kl) if point.score is not None else "-"
+    measured = "-"
+    if point.score is not None:
+        measured = n.short(1000 * point.score.kl) + _half(point.score.kl_se, factor, glyphs)
     bits = f"{point.bits_per_weight:.2f}" if math.isfinite(point.bits_per_weight) else "-"
-    figures = f"{bits:>8}{n.size(point.bytes):>10}{n.short(1000 * point.kl):>11}{measured:>10} "
+    figures = f"{bits:>8}{n.size(point.bytes):>10}{n.short(1000 * point.kl):>11}{measured:>16} "
     tone = "bold" if here or row.plan else "" if row.name else "$dim"
     name = row.name or "of the frontier"
     return [
@@ -129,15 +132,28 @@ def _which(session: Session, rows: Sequence[int]) -> list[str]:
     return [f"{many} {printable(kind)}" for kind, many in kinds.most_common()]
 
 
-def summary(planned: p.Planned, width: int, glyphs: Glyphs) -> Words:
-    """The plan in a line: what it costs, and what it saves where ``width`` has room for it."""
+def _half(error: float, factor: float, glyphs: Glyphs) -> str:
+    """Half an interval, times 1000; nothing while it is not known."""
+    half = 1000 * factor * error
+    return f" {glyphs.plus_minus}{n.short(half)}" if math.isfinite(half) else ""
+
+
+def summary(planned: p.Planned, width: int, glyphs: Glyphs, factor: float) -> Words:
+    """The plan in a line: what it costs, and what it saves where ``width`` has room for it.
+
+    Args:
+        planned: the plan.
+        width: cells there are.
+        glyphs: what to draw with.
+        factor: half an interval, in standard errors.
+    """
     point = planned.point
     kl = f"KL{glyphs.kilo} "
     if point.score is not None:
-        half = f" {glyphs.plus_minus} {n.short(1000 * point.score.kl_se)}"
+        half = _half(point.score.kl_se, factor, glyphs)
         said = f"{kl}{n.short(1000 * point.score.kl)}{half} measured"
     else:
-        half = f" {glyphs.plus_minus} {n.short(1000 * planned.kl_se)}"
+        half = _half(planned.kl_se, factor, glyphs)
         said = f"{kl}{glyphs.about}{n.short(1000 * point.kl)}{half} predicted"
     words: Words = [(said, "bold")]
     words.append((f"  {point.bits_per_weight:.3g} bits  {n.size(point.bytes)}", ""))
@@ -165,6 +181,7 @@ def frontier_plot(
     height: int,
     glyphs: Glyphs,
     finished: Sequence[tuple[int, float]] = (),
+    factor: float = math.nan,
 ) -> list[Words]:
     """KL over size, both axes' ends named: ``height`` lines of ``width`` cells; by logarithm.
 
@@ -178,6 +195,8 @@ def frontier_plot(
         height: lines there are.
         glyphs: what to draw with.
         finished: bytes and KL of finished checkpoints that were compared.
+        factor: half an interval, in standard errors: bars of what was measured, where they are
+            longer than a line.
     """
     shown = [row for row in rows if _kl(row) > 0 and math.isfinite(_kl(row))]
     most = max(map(_kl, shown), default=0.0)
@@ -206,6 +225,12 @@ def frontier_plot(
 
     cells: dict[tuple[int, int], tuple[str, str]] = {}
     dot = "." if glyphs.ascii else "·"
+    bar = "|" if glyphs.ascii else "│"
+    for row in shown:
+        low_kl, high_kl = _interval(row, factor)
+        x, bottom_line = at(row.point.bytes, max(low_kl, 10**bottom))
+        top_line = at(row.point.bytes, min(high_kl, 10**top))[1]
+        cells.update({(x, y): (bar, "$dim") for y in range(top_line, bottom_line + 1)})
     cells.update({at(size, kl): ("C", "$better") for size, kl in others})
     for row in sorted(shown, key=lambda row: (bool(row.name), row.plan)):
         if row.plan:
@@ -213,7 +238,8 @@ def frontier_plot(
         elif row.name:
             cells[place(row)] = (row.name[0].upper(), "$finding")
         else:
-            cells.setdefault(place(row), (dot, "$primary"))
+            if cells.get(place(row), (bar, ""))[0] == bar:
+                cells[place(row)] = (dot, "$primary")
     if here is not None and here in shown:
         character = cells[place(here)][0]
         cells[place(here)] = (character, "reverse bold")
@@ -222,8 +248,7 @@ def frontier_plot(
         label = ""
         if y in (0, lines - 1):
             label = n.short(1000 * 10 ** (top if y == 0 else bottom))
-        axis = "|" if glyphs.ascii else "│"
-        words: Words = [(f"{label:>{left - 1}}{axis}", "$dim")]
+        words: Words = [(f"{label:>{left - 1}}{bar}", "$dim")]
         words += [cells.get((x, y), (" ", "")) for x in range(columns)]
         drawn.append(words)
     return drawn + [[(f"{' ' * left}{line}", "$dim")] for line in foot]
@@ -257,6 +282,13 @@ def _foot(
         else:
             lines.append(mark)
     return lines
+
+
+def _interval(row: Row, factor: float) -> tuple[float, float]:
+    """Between which KL it was measured; its own KL twice where that is not known."""
+    score, kl = row.point.score, _kl(row)
+    half = factor * score.kl_se if score is not None else math.nan
+    return (kl - half, kl + half) if math.isfinite(half) else (kl, kl)
 
 
 def _kl(row: Row) -> float:

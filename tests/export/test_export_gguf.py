@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,27 @@ def test_other_architectures_and_tokenizers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no layer 'x'"):
         export_checkpoint(open_checkpoint(unmerged), {"x": "q8_0"}, tmp_path / "x.gguf", "gguf")
     assert not (tmp_path / "x.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"model": {"byte_fallback": True}}, "bytes in place of unknown letters"),
+        ({"normalizer": {"type": "Lowercase"}}, "changes text before cutting it"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "by another rule than spaces"),
+    ],
+)
+def test_unigrams_that_llama_cpp_would_cut_otherwise_are_refused(
+    part: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    folder = build("llama-unigram", tmp_path / "model", num_hidden_layers=1)
+    file = folder / "tokenizer.json"
+    document = json.loads(file.read_text())
+    for key, value in part.items():
+        document[key] = {**document[key], **value} if key == "model" else value
+    file.write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=said):
+        export_checkpoint(open_checkpoint(folder), {}, tmp_path / "x.gguf", "gguf")
 
 
 def test_a_gguf_file_is_no_source(llama: Path, tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from engine.report.tables.report import facts, report_markdown, worst_rows
 from engine.session import Session
 from tests.qtui import replay as r
 from tests.qtui.panes import holding, told, whole
+from tests.qtui.screens import test_symptoms as prompts
+from tests.report.asked import asked
 
 VOID = {"meta", "link", "input", "br", "rect", "line", "circle", "polyline", "img"}
 HOSTILE = "<script>alert(1)</script>\"'>&\x1b[31m`|]\u202e"
@@ -174,41 +176,7 @@ def test_finished_checkpoints_are_in_every_form() -> None:
 def test_tasks_texts_and_divergence_of_a_recipe_are_in_every_form() -> None:
     session = full()
     assert isinstance(document(session).asked, msgspec.UnsetType)
-    answered = p.Answered(
-        id=HOSTILE, prompt=HOSTILE, right="yes", reference="yes", recipe=HOSTILE,
-        reference_right=True, recipe_right=False,
-    )  # fmt: skip
-    task = p.TaskResult(HOSTILE, (p.Agreeing("acc", 5, 2, 1, 2),), 3, (answered,))
-    places = {"first": 1, "last": 15, "ppl_reference": 20.0, "ppl": 22.5}
-    apart = {"dnll": 0.1178, "dnll_se": 0.01, "kl": 0.0678, "kl_se": 0.002}
-    text = p.ScoreOnText(
-        name=f"text {HOSTILE}", text="text", sha256="0", tokens=4000, windows=4,
-        ppl_reference=18.0, ppl=19.5, ppl_low=19.1, ppl_high=19.9, top1=0.91, **apart,
-        positions=(p.ScoreAtPositions(**places, **apart),),
-    )  # fmt: skip
-    kld = {"mean": 0.0678, "mean_se": 0.001} | dict.fromkeys(p.KLD_QUANTILES, 0.01)
-    delta = {"mean": -0.02, "rms": 0.1} | dict.fromkeys(p.DELTA_P_QUANTILES, 0.001)
-    table = p.DivergenceTable(
-        tokens=4000, ppl=19.5, ppl_se=0.2, ppl_base=18.0, ppl_base_se=0.2, correlation=0.99,
-        ln_ratio=0.08, ln_ratio_se=0.01, kld=kld, delta_p=delta, same_top=0.91, same_top_se=0.01,
-    )  # fmt: skip
-    results: list[tuple[str, p.AnyCommand, object]] = [
-        (
-            "symptoms",
-            p.FindSymptoms(format="int3-g128"),
-            p.Symptoms("0a", (), tasks=(task,), divergence=table),
-        ),
-        ("texts", p.MeasureTexts(format="int3-g128"), p.MeasuredTexts("0a", (text,))),
-        ("texts", p.MeasureTexts(), p.MeasuredTexts("0b", (text,))),
-    ]
-    for at, (kind, command, found) in enumerate(results):
-        job = f"{kind}-{at}"
-        done = msgspec.to_builtins(found)
-        told(
-            session,
-            p.JobStarted(job=job, kind=kind, title=kind, command=command),
-            p.JobEnded(job=job, kind=kind, status="done", result=done),
-        )
+    told(session, *asked(HOSTILE, f"text {HOSTILE}", HOSTILE))
     made = document(session)
     assert isinstance(made.asked, list)
     first, second = made.asked
@@ -216,7 +184,7 @@ def test_tasks_texts_and_divergence_of_a_recipe_are_in_every_form() -> None:
     assert (len(first.tasks), len(first.texts), len(second.tasks)) == (1, 1, 0)
     page, text_form = Page(report_page(made)), report_markdown(made).replace("\\", "")
     for form in (page.text, text_form):
-        section = form.split("Tasks and texts of int3-g128")[1]
+        section = form.split("Prompts, tasks and texts of int3-g128")[1]
         for figure in ("Mean KLD", "0.067800", "67.80", "22.5", "1–15"):
             assert figure in section
         assert "lost" in section
@@ -224,6 +192,48 @@ def test_tasks_texts_and_divergence_of_a_recipe_are_in_every_form() -> None:
     lines = report_markdown(made).splitlines()
     assert not any("<script>" in line for line in lines if not line.startswith("    "))
     assert not any(tag == "script" for tag, _ in page.tags)
+
+
+def test_prompts_that_were_continued_are_in_every_form() -> None:
+    restored, cure = prompts.CURED.facts
+    channel = p.ContrastedChannel(
+        layer=prompts.LAYER, channel=17, failing=6.25, healthy=0.01, difference=3.0, chance=0.004,
+        share=0.8, share_healthy=0.1,
+    )  # fmt: skip
+    head = p.ContrastedHead(
+        block=2, head=3, failing=1.5, healthy=0.02, difference=2.0, chance=0.006
+    )
+    contrast = p.SymptomContrast(
+        recipe=prompts.RECIPE, prompts="k", failing=1, healthy=5, channels=(channel,), heads=(head,)
+    )
+    found = p.Symptoms(recipe=prompts.RECIPE, prompts=("a", "b"), failing="k")
+    learnt = p.Learned(("0", "1", "2"), (restored, cure, contrast))
+    session = told(
+        full(), prompts.begun(), prompts.FACTS, learnt,
+        p.JobEnded(
+            job="symptoms-1", kind="symptoms", status="done", result=msgspec.to_builtins(found)
+        ),
+    )  # fmt: skip
+    made = document(session)
+    assert isinstance(made.asked, list)
+    (of,) = made.asked
+    assert isinstance(of.prompts, list)
+    (one,) = of.prompts
+    assert (one.prompts, one.same, one.alarms) == (2, 1, 1)
+    assert [each.cause for each in one.causes] == ["layers", "channels", "attention-head"]
+    page, text_form = Page(report_page(made)), report_markdown(made).replace("\\", "")
+    for form in (page.text, text_form):
+        section = " ".join(form.split("Prompts, tasks and texts of")[1].split())
+        for said in (
+            "2 prompts, 64 new tokens, greedy: 1 texts are the same, 1 with a symptom",
+            f"{prompts.LAYER} given back: the symptom is gone",
+            f"tried, cures it: keep {prompts.LAYER}",
+            "1 prompt that fails, against 5 that do not",
+            f"{prompts.LAYER} 17",
+            "head 3 of block 2",
+            "all is \\x1b[31mnot not not",
+        ):
+            assert said in section or said.replace("\\", "") in section, said
 
 
 def test_calibration_sets_are_in_every_form() -> None:

@@ -35,6 +35,19 @@ COMMANDS: dict[str, p.Command] = {
         prompts=("a",), format="int4-g32", sampling=p.Sampling(new_tokens=1)
     ),
     "calibrate": p.Calibrate(sets=("random",), method="int4-g32+gptq", samples=(2,), halves=False),
+    "texts": p.MeasureTexts(format="int4-g32"),
+    "units": p.MeasureUnits(
+        format="int4-g32",
+        direction="degrade",
+        by="layer",
+        units=("model.layers.0.mlp.down_proj",),
+        nll=5.0,
+    ),
+    "windows": p.SumWindows(
+        direction="degrade",
+        groups=((("model.layers.0.mlp.down_proj", "int4-g32"),),),
+        windows=(0, 2),
+    ),
     "imatrix": p.WriteImatrix(out="/nowhere/x.gguf"),
 }
 """Every job that people wait for."""

@@ -1,8 +1,9 @@
 """The tokenizer of a GGUF file as ``tokenizer.json`` has it, made from metadata.
 
-llama.cpp has two kinds for the families that are read here: ``gpt2``, bytes and merges; and
-``llama``, SentencePiece's pieces with scores, which merge where the result has the highest. The
-chat template is carried along as text, and never rendered here.
+llama.cpp has three kinds for the families that are read here: ``gpt2``, bytes and merges;
+``llama``, SentencePiece's pieces with scores, which merge where the result has the highest; and
+``t5``, pieces of which the likeliest are taken. The chat template is carried along as text, and
+never rendered here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 from engine.checkpoint.gguf.metadata import Metadata
 from engine.checkpoint.gguf.pre_tokenizers import COMPOSED, IGNORE_MERGES, PRE_TOKENIZERS
+from engine.checkpoint.gguf.unigram import unigram_document
 from engine.errors import CheckpointError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -46,9 +48,12 @@ def tokenizer_of(metadata: Metadata) -> tuple[dict[str, Any], dict[str, Any]]:
         document = _byte_level(metadata, tokens)
     elif kind == "llama":
         document = _pieces(metadata, tokens, types)
+    elif kind == "t5":
+        filling = {number for number, each in enumerate(types) if each == UNUSED}
+        document = unigram_document(metadata, tokens, filling)
     else:
         raise CheckpointError(
-            f"{metadata.file} has a tokenizer of the kind {kind!r}; qtui reads gpt2 and llama: "
+            f"{metadata.file} has a tokenizer of the kind {kind!r}; qtui reads gpt2, llama and t5: "
             "open the checkpoint that it was made from"
         )
     special = {
@@ -56,8 +61,9 @@ def tokenizer_of(metadata: Metadata) -> tuple[dict[str, Any], dict[str, Any]]:
         for name, key in _SPECIAL.items()
         if f"tokenizer.ggml.{key}_token_id" in metadata
     }
-    document["added_tokens"] = _added(document["model"]["vocab"], tokens, types, special)
-    document["post_processor"] = _template(metadata, kind, special, document["model"]["vocab"])
+    vocabulary = _vocabulary(tokens) if kind == "t5" else document["model"]["vocab"]
+    document["added_tokens"] = _added(vocabulary, tokens, types, special)
+    document["post_processor"] = _template(metadata, kind, special, vocabulary)
     if "tokenizer.chat_template" in metadata:
         special["chat_template"] = metadata.text("tokenizer.chat_template")
     return document, special
@@ -228,7 +234,7 @@ def _template(
     usual = kind == "llama" or metadata.text("tokenizer.ggml.pre", "default") in IGNORE_MERGES
     adds = {
         "bos_token": metadata.flag("tokenizer.ggml.add_bos_token", usual),
-        "eos_token": metadata.flag("tokenizer.ggml.add_eos_token", False),
+        "eos_token": metadata.flag("tokenizer.ggml.add_eos_token", kind == "t5"),
     }
     used = [name for name, wanted in adds.items() if wanted and name in special]
     text: dict[str, Any] = {"Sequence": {"id": "A", "type_id": 0}}

@@ -16,6 +16,10 @@ from engine.checkpoint.json_files import read_object
 from engine.errors import CheckpointError
 from engine.patterns import Pattern
 
+_WHEN_RUN = ("input", "output")
+MOST_NAMED = 8
+"""Modules of a group that are named."""
+
 
 def quantization_config(checkpoint: Checkpoint) -> dict[str, object]:
     """The ``quantization_config`` of ``config.json`` or of its text model; empty without one."""
@@ -57,6 +61,32 @@ def model_dtype(checkpoint: Checkpoint) -> str:
             if config.get(key) in ("float16", "bfloat16", "float32"):
                 return str(config[key])
     return "bfloat16"
+
+
+def rotated_when_run(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Modules whose inputs or outputs a config has rotated when the model runs; empty for none.
+
+    compressed-tensors' ``transform_config`` (by its ``TransformLocation``, ``input`` and ``output``
+    are applied to activations; queries and keys are rotated alike, which changes nothing) and
+    AutoRound's ``rotation_config``, which rotates what comes into every quantised layer.
+
+    Args:
+        config: a ``quantization_config``.
+    """
+    found: dict[str, None] = {}
+    if config.get("rotation_config"):
+        found["every quantised layer"] = None
+    transforms = config.get("transform_config")
+    groups = transforms.get("config_groups") if isinstance(transforms, dict) else None
+    for group in groups.values() if isinstance(groups, dict) else ():
+        places = group.get("apply") if isinstance(group, dict) else None
+        for place in places if isinstance(places, list) else ():
+            if not isinstance(place, dict) or place.get("location") not in _WHEN_RUN:
+                continue
+            targets = place.get("targets")
+            names = targets if isinstance(targets, list) else [targets]
+            found |= dict.fromkeys(str(name) for name in names[:MOST_NAMED])
+    return tuple(found)
 
 
 def whole_number(config: Mapping[str, Any], name: str) -> int | None:

@@ -23,6 +23,7 @@ from engine.checkpoint.packed.form import integer_form
 from engine.checkpoint.packed.pieces import FLOATS, Pieces, pieces_of
 from engine.checkpoint.quantised.reader import Reader
 from engine.checkpoint.weight import Codes, QuantisedWeight
+from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +39,7 @@ _PACKINGS = {
 }  # fmt: skip
 """Bits, and codes in a word, by the name of a packing."""
 _LONGEST = 64
+_NESTED = ("scale_q", "zero_q", "zero_scale")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class _Layer:
 
 def _weights(checkpoint: Checkpoint) -> Iterator[QuantisedWeight]:
     optional = tuple(f".{name}" for name in _SETTINGS)
+    _refuse_nested(checkpoint)
     for pieces in pieces_of(checkpoint, ".W_q", (".scale", ".zero"), optional):
         layer = _layer(pieces)
         size = None if layer.group == layer.shape[1] and layer.axis == 1 else layer.group
@@ -75,6 +78,23 @@ def _weights(checkpoint: Checkpoint) -> Iterator[QuantisedWeight]:
             bits=pieces.bits,
             load=partial(_Loaded, layer),
         )
+
+
+def _refuse_nested(checkpoint: Checkpoint) -> None:
+    """Refuse scales or zero points that are codes themselves, or one tensor.
+
+    HQQ before 0.2 made such; their own scales are a dictionary, which safetensors cannot hold.
+
+    Raises:
+        CheckpointError: names the codes and what is beside them.
+    """
+    for name, stored in checkpoint.tensors.items():
+        prefix, _, last = name.rpartition(".")
+        if last in _NESTED and f"{prefix}.W_q" in checkpoint.tensors:
+            raise CheckpointError(
+                f"{stored.file} stores '{prefix}.W_q' with {last!r}: its scales are quantised "
+                "themselves, which is not read; open the checkpoint it was made from"
+            )
 
 
 def _layer(pieces: Pieces) -> _Layer:

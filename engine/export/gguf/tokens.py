@@ -1,13 +1,14 @@
 """The metadata of a GGUF file that describes the tokenizer, from transformers' tokenizer.
 
-Two kinds are written, as `engine.checkpoint.gguf.tokenizer` reads them: bytes and merges
-(``gpt2``), and SentencePiece's pieces with scores (``llama``). A ``tokenizer.json`` has merges in
-place of scores: a piece that is merged earlier gets a higher one, and llama.cpp merges in the same
-order.
+Three kinds are written, as `engine.checkpoint.gguf.tokenizer` reads them: bytes and merges
+(``gpt2``), SentencePiece's pieces that merge (``llama``), and its unigram pieces (``t5``). Of those
+that merge, a ``tokenizer.json`` has merges in place of scores: a piece that is merged earlier gets
+a higher one, and llama.cpp merges in the same order.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,10 +26,13 @@ from engine.checkpoint.gguf.tokenizer import (
     USER_DEFINED,
     tokenizer_of,
 )
+from engine.checkpoint.gguf.unigram import CHARSMAP, ENDS, MERGES_SPACES, PREFIX
 from engine.errors import CheckpointError
 from engine.export.gguf.settings import GgufKey
 
 _IDS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+_TRIMMED = {"type": "Replace", "pattern": {"Regex": ENDS}, "content": ""}
+"""Spaces dropped at the ends of a text, as llama.cpp does where it merges others."""
 _LAST = -1e6
 """Score of pieces that no merge makes."""
 
@@ -48,15 +52,19 @@ def tokens_of(tokenizer: Any, count: int) -> list[GgufKey]:
         _refuse(tokenizer, "is written in Python, and llama.cpp has its own kinds alone")
     state = json.loads(inner.to_str())
     model = state["model"]
-    if model["type"] != "BPE":
+    if model["type"] not in ("BPE", "Unigram"):
         _refuse(
-            tokenizer, f"is of the kind {model['type']}, and qtui writes those that merge pairs"
+            tokenizer,
+            f"is of the kind {model['type']}, and qtui writes those that merge pairs or take the "
+            "likeliest pieces",
         )
     names = {number: token for token, number in tokenizer.get_vocab().items()}
     if names and max(names) >= count:
         _refuse(tokenizer, f"has token {max(names)}, and the embedding {count} rows")
     byte_level = _has(state.get("pre_tokenizer"), "ByteLevel")
-    if byte_level:
+    if model["type"] == "Unigram":
+        keys = _unigram(tokenizer, state, count)
+    elif byte_level:
         keys = _byte_level(tokenizer, state)
     elif model.get("byte_fallback"):
         keys = _pieces(tokenizer, state, names, count)
@@ -69,7 +77,8 @@ def tokens_of(tokenizer: Any, count: int) -> list[GgufKey]:
     ]
     for name, key in _IDS.items():
         number = getattr(tokenizer, f"{name}_token_id", None)
-        if isinstance(number, int) and 0 <= number < count:
+        known = any(each == f"tokenizer.ggml.{key}_token_id" for each, *_ in keys)
+        if isinstance(number, int) and 0 <= number < count and not known:
             keys.append((f"tokenizer.ggml.{key}_token_id", number, "uint32"))
     keys += _around(tokenizer)
     template = getattr(tokenizer, "chat_template", None)
@@ -84,6 +93,7 @@ PROBES = (
     "two  spaces,\n\ttabs",
     " a space before",
     "naïve café — 数学 🙂",
+    "a space behind ",
 )
 """Texts on which a tokenizer and what is written of it are compared."""
 
@@ -97,7 +107,7 @@ def cut_otherwise(tokenizer: Any, keys: Sequence[GgufKey]) -> str | None:
     """
     from tokenizers import Tokenizer
 
-    values = {key: value for key, value, _ in keys}
+    values = {key: [*value] if isinstance(value, bytes) else value for key, value, _ in keys}
     document, _ = tokenizer_of(Metadata(Path(str(tokenizer.name_or_path)), values))
     read = Tokenizer.from_str(json.dumps(document))
     ends = [f"one{token}two" for token in (tokenizer.eos_token,) if token]
@@ -140,6 +150,45 @@ def _byte_level(tokenizer: Any, state: dict[str, Any]) -> list[GgufKey]:
     ]
 
 
+def _unigram(tokenizer: Any, state: dict[str, Any], count: int) -> list[GgufKey]:
+    """Of pieces of which the likeliest are taken; llama.cpp has no bytes for unknown letters."""
+    model = state["model"]
+    if model.get("byte_fallback") or model.get("unk_id") is None:
+        _refuse(
+            tokenizer, "has bytes in place of unknown letters, which llama.cpp's unigrams have not"
+        )
+    spaces = [step for step in _steps(state.get("pre_tokenizer")) if step["type"] == "Metaspace"]
+    others = {step["type"] for step in _steps(state.get("pre_tokenizer"))}
+    if len(spaces) != 1 or others - {"Metaspace", "WhitespaceSplit"}:
+        _refuse(tokenizer, "cuts text into words by another rule than spaces, as llama.cpp has it")
+    merges, table = "WhitespaceSplit" in others, b""
+    for step in _steps(state.get("normalizer")):
+        if step["type"] == "Precompiled":
+            table = base64.b64decode(step["precompiled_charsmap"] or "")
+        elif step["type"] == "Replace" and (step["pattern"].get("Regex") == " {2,}"):
+            merges = True
+        elif step != _TRIMMED:
+            _refuse(tokenizer, "changes text before cutting it, in a way that llama.cpp does not")
+    scores = [float(score) for _, score in model["vocab"]]
+    keys: list[GgufKey] = [
+        ("tokenizer.ggml.model", "t5", "string"),
+        ("tokenizer.ggml.pre", "default", "string"),
+        ("tokenizer.ggml.scores", scores + [_LAST] * (count - len(scores)), "array"),
+        (PREFIX, spaces[0].get("prepend_scheme", "always") != "never", "bool"),
+        (MERGES_SPACES, merges, "bool"),
+        ("tokenizer.ggml.unknown_token_id", int(model["unk_id"]), "uint32"),
+    ]
+    return [*keys, (CHARSMAP, table, "array")] if table else keys
+
+
+def _steps(rule: Any) -> list[Any]:
+    """The steps of a rule of ``tokenizer.json``, in order."""
+    if not rule:
+        return []
+    inner = rule.get("pretokenizers") or rule.get("normalizers")
+    return [step for each in inner for step in _steps(each)] if inner else [rule]
+
+
 def _pair(merge: Any) -> tuple[str, str]:
     """The two parts of a merge, which newer files have as a list."""
     left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
@@ -174,6 +223,8 @@ def _listed(
     """All tokens and their kinds, by id."""
     added = {each["id"]: each for each in state["added_tokens"]}
     unknown = state["model"].get("unk_token")
+    if (number := state["model"].get("unk_id")) is not None:
+        unknown = names.get(number)
     texts, types = [], []
     for number in range(count):
         text = names.get(number)

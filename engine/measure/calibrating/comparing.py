@@ -26,6 +26,7 @@ from engine.measure.calibrating.input_sums import (
 )
 from engine.measure.calibrating.scoring import Variant, quantised, scored
 from engine.measure.calibrating.windows import (
+    OWN,
     EvaluationText,
     SetWindows,
     evaluation_texts,
@@ -136,9 +137,18 @@ class _Comparing:
             numbers = self._samples(seq_len)
             self.counts.results += len(self.sets) * (len(numbers) + len(self._halves(numbers[-1])))
             self.counts.tokens += len(self.sets) * numbers[-1] * seq_len
-        for name in self.sets:
-            for seq_len in self.seq_lens:
-                yield from self._set(name, seq_len)
+        cuts = [(name, seq_len) for name in self.sets for seq_len in self.seq_lens]
+        # All that can be refused is, before anything is measured; what the model writes takes long.
+        read = {}
+        for name, seq_len in cuts:
+            if name != OWN:
+                read[name, seq_len] = yield from self._windows(name, seq_len)
+        for name, seq_len in cuts:
+            self.counts.at = name
+            windows = read.pop((name, seq_len), None)
+            if windows is None:
+                windows = yield from self._windows(name, seq_len)
+            yield from self._set(windows)
 
     def _memory(self) -> p.Notice:
         """Say what is needed beside the model, before anything is computed.
@@ -179,13 +189,17 @@ class _Comparing:
 
     # --- one set ------------------------------------------------------------------------------
 
-    def _set(self, name: str, seq_len: int) -> Events:
-        wanted, counts = self._samples(seq_len), self.counts
-        counts.at = name
+    def _windows(self, name: str, seq_len: int) -> Generator[p.AnyEvent | None, None, SetWindows]:
+        most = self._samples(seq_len)[-1]
         with quiet():
-            windows = yield from set_windows(
-                self.loaded, name, wanted[-1], seq_len, self.texts, self.tokenizer, self.counts
+            return (
+                yield from set_windows(
+                    self.loaded, name, most, seq_len, self.texts, self.tokenizer, self.counts
+                )
             )
+
+    def _set(self, windows: SetWindows) -> Events:
+        wanted, counts, seq_len = self._samples(windows.seq_len), self.counts, windows.seq_len
         numbers = sorted({min(number, windows.samples) for number in wanted})
         self.used |= set(numbers)
         variants = [Variant(windows, 0, number, number) for number in numbers]

@@ -25,6 +25,9 @@ from engine.texts.text import Text
 from engine.texts.windows import cut, shuffled
 from engine.workspace import Loaded
 
+OWN = "own"
+"""The set that the model writes."""
+
 Events = Generator[p.AnyEvent | None, None, None]
 
 
@@ -174,7 +177,7 @@ def set_windows(
     text, ids = Text(asked, ""), None
     if asked == "random":
         ids = _random(samples, seq_len, len(tokenizer), seed)
-    elif asked == "own":
+    elif asked == OWN:
         stage = counts.stage("sampling", seq_len)
         drawing = own_samples(
             loaded.network, samples, seq_len, seed, _vocabulary(loaded, tokenizer), stage.step

@@ -15,7 +15,12 @@ from typing import Any
 from engine import protocol as p
 from engine.checkpoint import Checkpoint, DiskLayer
 from engine.checkpoint.checkpoint import open_stored
-from engine.checkpoint.packed.declared import beside, declared_config, matches
+from engine.checkpoint.packed.declared import (
+    beside,
+    declared_config,
+    matches,
+    rotated_when_run,
+)
 from engine.errors import CheckpointError
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -48,11 +53,25 @@ def contradictions(
     if not checkpoint.quantised and not any(row.reader for row in layers):
         return ()
     return (
+        *_rotations(config),
         *_sizes(layers, config),
         *_ignored(checkpoint, config),
         *_cache_scales(checkpoint, layers, config),
         *_fused(checkpoint, layers),
     )
+
+
+def _rotations(config: Mapping[str, Any]) -> Iterator[p.Contradiction]:
+    """Activations that programs must rotate; nothing here does."""
+    if modules := rotated_when_run(config):
+        yield p.Contradiction(
+            "rotated-inputs",
+            (),
+            f"its configuration has activations rotated when it runs (at {', '.join(modules)}): "
+            "programs that do not get noise, and so does a score here, which runs the weights as "
+            "they are stored",
+            {"modules": len(modules)},
+        )
 
 
 def whole_config(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -85,6 +85,7 @@ from engine.report.schema.symptoms import CurePart as CurePart
 from engine.report.schema.symptoms import DifferencePart as DifferencePart
 from engine.report.schema.symptoms import LoopPart as LoopPart
 from engine.report.schema.symptoms import PromptPart as PromptPart
+from engine.report.schema.symptoms import PromptSetPart as PromptSetPart
 from engine.report.schema.symptoms import RestoredLayer as RestoredLayer
 from engine.report.schema.symptoms import SamplingPart as SamplingPart
 from engine.report.schema.symptoms import SymptomRate as SymptomRate

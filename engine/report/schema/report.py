@@ -23,7 +23,7 @@ from engine.report.schema.parts import (
     PointPart,
     VerdictPart,
 )
-from engine.report.schema.symptoms import TaskPart
+from engine.report.schema.symptoms import PromptSetPart, TaskPart
 
 
 class ReportEffect(Part, frozen=True, kw_only=True):
@@ -114,6 +114,8 @@ class AskedPart(Part, frozen=True, kw_only=True):
 
     recipe: str
     """What it is called."""
+    prompts: list[PromptSetPart] | UnsetType = UNSET
+    """That it and the reference continued, by how; missing if there are none."""
     tasks: list[TaskPart]
     """That it and the reference answered."""
     texts: list[TextPart]
@@ -155,7 +157,7 @@ class ReportDocument(Part, frozen=True, kw_only=True, tag_field="schema", tag="q
     compared: list[ArtefactPart]
     """Finished checkpoints compared with it, the best first."""
     asked: list[AskedPart] | UnsetType = UNSET
-    """Tasks, texts and tables by recipe, in order of arrival; missing if there are none."""
+    """Prompts, tasks, texts and tables by recipe, as they arrived; missing if there are none."""
     calibration_sets: list[CalibrationSetsPart] | UnsetType = UNSET
     """Calibration sets that were compared, by method; missing if none were."""
     agreement: dict[str, AgreementPart]

@@ -232,6 +232,29 @@ class CausePart(Part, frozen=True, kw_only=True):
     """All, the cheapest first."""
 
 
+class PromptSetPart(Part, frozen=True, kw_only=True):
+    """Prompts that a recipe continued in one way, in a report."""
+
+    sampling: SamplingPart
+    """How they were continued."""
+    prompts: int
+    """How many."""
+    same: int
+    """Of them, those where both wrote the same."""
+    alarms: int
+    """Of them, those where the recipe shows a symptom that the reference does not."""
+    rates: list[SymptomRate]
+    """Every symptom that was seen, the gravest first."""
+    restored: list[RestoredLayer]
+    """What was given back, as in `qtui.symptoms/1`."""
+    contrast: ContrastPart | UnsetType = UNSET
+    """What is different inside the model where prompts fail."""
+    causes: list[CausePart]
+    """Causes that were measured, the surest first."""
+    examples: list[PromptPart]
+    """The first prompts with a symptom."""
+
+
 class TaskItem(Part, frozen=True, kw_only=True):
     """An item of a task whose answer the recipe changed."""
 

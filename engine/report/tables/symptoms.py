@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import UNSET, UnsetType
 
 from engine.diagnosis.detectors import WORDS
@@ -34,12 +36,12 @@ def symptoms_text(document: s.SymptomsDocument) -> str:
         f"recipe {printable(document.recipe)}{_how(document)}",
         fallback_lines(document.fallbacks),
         _summary(document) if document.prompts else "",
-        table(HEADINGS, _rates(document), {0}) if document.rates else "",
-        "\n".join(_causes(document)),
-        table(RESTORED, _restored(document), {0}) if document.restored else "",
-        _contrast_title(document),
-        table(CONTRAST, rows, {0}) if (rows := _contrast(document)) else "",
-        *(_prompt(each) for each in _chosen(document)),
+        table(HEADINGS, rate_rows(document.rates), {0}) if document.rates else "",
+        "\n".join(cause_lines(document.causes)),
+        table(RESTORED, restored_rows(document.restored), {0}) if document.restored else "",
+        contrast_title(document.contrast),
+        table(CONTRAST, rows, {0}) if (rows := contrast_rows(document.contrast)) else "",
+        *(prompt_text(each) for each in _chosen(document)),
         _more(document),
         *tasks_text(document.tasks),
         _evaluated_on(document),
@@ -54,11 +56,11 @@ def symptoms_markdown(document: s.SymptomsDocument) -> str:
         f"# {escaped(printable(document.model.name))}: symptoms",
         escaped(f"recipe {printable(document.recipe)}{_how(document)}"),
         escaped(_summary(document)) if document.prompts else "",
-        markdown(HEADINGS, _rates(document)) if document.rates else "",
-        "\n".join(f"- {escaped(each)}" for each in _causes(document)),
-        markdown(RESTORED, _restored(document)) if document.restored else "",
-        escaped(_contrast_title(document)),
-        markdown(CONTRAST, rows) if (rows := _contrast(document)) else "",
+        markdown(HEADINGS, rate_rows(document.rates)) if document.rates else "",
+        "\n".join(f"- {escaped(each)}" for each in cause_lines(document.causes)),
+        markdown(RESTORED, restored_rows(document.restored)) if document.restored else "",
+        escaped(contrast_title(document.contrast)),
+        markdown(CONTRAST, rows) if (rows := contrast_rows(document.contrast)) else "",
         *(_prompt_markdown(each) for each in _chosen(document)),
         escaped(_more(document)),
         *tasks_markdown(document.tasks),
@@ -100,7 +102,8 @@ def _evaluated_on(document: s.SymptomsDocument) -> str:
     return protocol_lines(document.protocol, UNSET)
 
 
-def _rates(document: s.SymptomsDocument) -> list[list[str]]:
+def rate_rows(rates: Sequence[s.SymptomRate]) -> list[list[str]]:
+    """Rates, under `HEADINGS`."""
     return [
         [
             WORDS.get(each.symptom, each.symptom),
@@ -110,14 +113,14 @@ def _rates(document: s.SymptomsDocument) -> list[list[str]]:
             str(each.added),
             "" if each.chance is None else figure(each.chance, 3),
         ]
-        for each in document.rates
+        for each in rates
     ]
 
 
-def _causes(document: s.SymptomsDocument) -> list[str]:
+def cause_lines(causes: Sequence[s.CausePart]) -> list[str]:
     """Causes, each with what helps."""
     lines = []
-    for each in document.causes:
+    for each in causes:
         lines.append(f"{WORDS.get(each.symptom, each.symptom)}: {printable(each.sentence)}")
         lines += [
             f"  {'tried, cures it' if fix.tried else 'to try'}: {printable(fix.sentence)}"
@@ -126,7 +129,9 @@ def _causes(document: s.SymptomsDocument) -> list[str]:
     return lines
 
 
-def _restored(document: s.SymptomsDocument) -> list[list[str]]:
+def restored_rows(restored: Sequence[s.RestoredLayer]) -> list[list[str]]:
+    """What was given back, under `RESTORED`."""
+
     def thousandth(value: s.Number) -> str:
         return figure(None if value is None else 1000 * value, 2)
 
@@ -137,12 +142,12 @@ def _restored(document: s.SymptomsDocument) -> list[list[str]]:
             thousandth(each.kl_se) if each.texts > 1 else NOT_KNOWN,
             share(each.kl / each.whole) if each.kl is not None and each.whole else "",
         ]
-        for each in document.restored[:WORST]
+        for each in restored[:WORST]
     ]
 
 
-def _contrast_title(document: s.SymptomsDocument) -> str:
-    found = document.contrast
+def contrast_title(found: s.ContrastPart | UnsetType) -> str:
+    """How many prompts fail, against how many; empty where they were not compared."""
     if isinstance(found, UnsetType):
         return ""
     said = f"{counted(found.failing, 'prompt')} that {'fail' if found.failing > 1 else 'fails'}"
@@ -152,9 +157,8 @@ def _contrast_title(document: s.SymptomsDocument) -> str:
     return said if isinstance(found.why, UnsetType) else f"{said}; {printable(found.why)}"
 
 
-def _contrast(document: s.SymptomsDocument) -> list[list[str]]:
-    """Channels by their mean size, layers by their output error, heads by KL."""
-    found = document.contrast
+def contrast_rows(found: s.ContrastPart | UnsetType) -> list[list[str]]:
+    """Channels by their mean size, layers by their output error, heads by KL; under `CONTRAST`."""
     if isinstance(found, UnsetType):
         return []
 
@@ -198,7 +202,8 @@ def _more(document: s.SymptomsDocument) -> str:
     return f"… and {left} more that differ; --json has all" if left > 0 else ""
 
 
-def _prompt(part: s.PromptPart) -> str:
+def prompt_text(part: s.PromptPart) -> str:
+    """A prompt, its symptoms, both texts and where they part."""
     lines = [f"{printable(part.id)}: {_cut(part.prompt)}"]
     if part.findings:
         lines.append("  symptoms   " + ", ".join(WORDS.get(each, each) for each in part.findings))

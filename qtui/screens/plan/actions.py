@@ -55,6 +55,10 @@ class PlanActions(SharedActions):
         """Ask for a budget, and plan for it."""
         self.plan.ask_budget(self.ask_plan)
 
+    def plan_for(self, budget: p.Budget) -> None:
+        """Plan for a budget that was typed; the plan is shown already."""
+        self.ask_plan(budget)
+
     def ask_plan(self, budget: p.Budget) -> None:
         """Plan from what is known."""
         self.ask(self._plan(budget, 0))

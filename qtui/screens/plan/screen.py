@@ -81,6 +81,7 @@ class Plan(SessionScreen):
 
     def on_screen_resume(self) -> None:
         """Ask for a budget at once where there is no plan yet."""
+        self._prompted = self._prompted or self.expecting
         if self.planned is None and self.effects_known() and not self._prompted:
             self._prompted = True
             self.action_do("plan.budget")
@@ -170,7 +171,7 @@ class Plan(SessionScreen):
     # --- drawing ------------------------------------------------------------------------------
 
     def _write(self, *, whole: bool = False) -> None:
-        width = self.app.size.width - 2
+        width, factor = self.app.size.width - 2, self.session.interval_factor
         self.head.set_lines([self._first(), self._second()])
         if self.planned is None:
             for lines in (self.plot, self.points, self.apart):
@@ -184,6 +185,7 @@ class Plan(SessionScreen):
                 self.plot.size.height,
                 self.glyphs,
                 finished_points(self.session),
+                factor,
             )
         )
         at, room = self.at, self.page
@@ -193,7 +195,7 @@ class Plan(SessionScreen):
         self.points.set_lines(
             [
                 heading(width, self.glyphs),
-                *(line_of(row, width, self.glyphs, here=row is self.row) for row in shown),
+                *(line_of(row, width, self.glyphs, factor, here=row is self.row) for row in shown),
             ]
         )
         self.apart.set_lines(self._changes())
@@ -204,8 +206,8 @@ class Plan(SessionScreen):
                 return [("nothing to plan from yet: effects come with the sweep", "$dim")]
             return [(f"{self.key('plan.budget')} asks for a budget: {SYNTAX}", "$dim")]
         budget = f"plan for {self.planned.budget}  "
-        room = self.app.size.width - 2 - cell_len(budget)
-        return [(budget, "$held"), *summary(self.planned, room, self.glyphs)]
+        room, factor = self.app.size.width - 2 - cell_len(budget), self.session.interval_factor
+        return [(budget, "$held"), *summary(self.planned, room, self.glyphs, factor)]
 
     def _second(self) -> Words:
         job = last_job(self.session)

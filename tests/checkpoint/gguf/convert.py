@@ -169,8 +169,16 @@ def _tokens(writer: GGUFWriter, tokenizer: Any, count: int) -> None:
     import json
 
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    merges = list(state["model"]["merges"])
-    if state["model"]["byte_fallback"]:
+    merges = list(state["model"].get("merges", ()))
+    if state["model"]["type"] == "Unigram":
+        writer.add_tokenizer_model("t5")
+        scores = [score for _, score in state["model"]["vocab"]]
+        writer.add_token_scores(scores + [-1e6] * (count - len(scores)))
+        writer.add_add_space_prefix(True)
+        writer.add_remove_extra_whitespaces(True)
+        writer.add_add_bos_token(False)
+        writer.add_add_eos_token(False)
+    elif state["model"]["byte_fallback"]:
         writer.add_tokenizer_model("llama")
         writer.add_add_space_prefix("Prepend" in str(state["normalizer"]))
         ranks = {left + right: rank for rank, (left, right) in reversed(list(enumerate(merges)))}

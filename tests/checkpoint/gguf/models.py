@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from engine.checkpoint.gguf.pre_tokenizers import IGNORE_MERGES, PRE_TOKENIZERS
+from engine.checkpoint.gguf.unigram import ENDS
 from tests import tiny
 
 ROPE_LLAMA3 = {
@@ -42,6 +43,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "mistral": ("mistral", "pieces", {"sliding_window": None}),
+    "llama-unigram": ("llama", "unigram", {}),
     "qwen2": ("qwen2", "qwen2", {"tie_word_embeddings": False}),
     "qwen3": ("qwen3", "qwen2", {}),
     "gemma": ("gemma", "pieces alone", {}),
@@ -86,6 +88,8 @@ def tokenizer(kind: str) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
+    if kind == "unigram":
+        return _unigram()
     if kind.startswith("pieces"):
         return _pieces(prefix=kind == "pieces")
     import json
@@ -106,6 +110,31 @@ def tokenizer(kind: str) -> Any:
     made = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>", bos_token="<|im|>")
     made.add_tokens([AddedToken("<tool>", normalized=False)])
     made.chat_template = "{% for m in messages %}<|im|>{{ m['content'] }}{% endfor %}"
+    return made
+
+
+def _unigram() -> Any:
+    """As SentencePiece's unigram pieces are: scores, one space between words, and before a text."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.Unigram())
+    inner.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(ENDS), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    )
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Metaspace()
+    inner.train_from_iterator(
+        [TEXT],
+        trainers.UnigramTrainer(
+            vocab_size=200, special_tokens=["<unk>", "<s>", "</s>"], unk_token="<unk>",
+            show_progress=False,
+        ),
+    )  # fmt: skip
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    made.chat_template = "{% for m in messages %}<s>{{ m['content'] }}{% endfor %}"
     return made
 
 

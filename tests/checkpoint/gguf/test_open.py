@@ -169,6 +169,21 @@ def test_tokenizers_that_are_not_read_are_named(
     assert said.strip("'") in inspect_headers(str(file)).problem
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"tokenizer_ggml_scores": None}, "320 tokens and 0 scores"),
+        ({"tokenizer_ggml_unknown_token_id": 999}, "unknown_token_id' as 999, of 320"),
+    ],
+)
+def test_unigrams_that_are_not_read_are_named(
+    keys: dict[str, Any], said: str, made: Any, tmp_path: Path
+) -> None:
+    file = changed(made("llama-unigram")[1], tmp_path / "x.gguf", **keys)
+    with pytest.raises(CheckpointError, match=said):
+        load_tokenizer(file)
+
+
 @pytest.mark.parametrize("token", ["<0x-1>", "<0xZZ>", "", "\x1b[31m", "a b"])
 def test_odd_tokens_and_templates_are_carried_as_text(
     token: str, made: Any, tmp_path: Path

@@ -63,13 +63,23 @@ STORED: dict[str, dict[str, Tensor]] = {
     "qqq": {"B": torch.ones(4, 64, dtype=torch.int32), "s_channel": HALF},
 }
 """The tensors of a weight in each layout that is not read, by the names that its tool gives."""
+SPARSE: dict[str, dict[str, Tensor]] = {
+    "sparse_bitmask": {"compressed": torch.ones(500).half(), "bitmask": BYTES[:, :4].contiguous()},
+    "sparse_24_bitmask": {"compressed": BYTES.half(), "bitmask": BYTES[:, :8].contiguous()},
+    "marlin_24": {
+        "weight_packed": torch.ones(1, 64, dtype=torch.int32),
+        "scale_packed": torch.ones(2, 32).half(),
+        "meta": torch.ones(32, 2, dtype=torch.int16),
+    },
+}
+"""Formats of compressed-tensors that it has given up."""
 
 
 def test_every_method_of_transformers_is_here() -> None:
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as KNOWN
 
     assert set(KNOWN) - {*READ, *STORED, *ELSEWHERE} == set()
-    assert set(STORED) == set(UNREAD)
+    assert {*STORED, *SPARSE} == set(UNREAD)
 
 
 @pytest.mark.parametrize("method", READ)
@@ -98,6 +108,32 @@ def test_a_format_of_a_kernel_is_refused_by_its_name(key: str, tmp_path: Path) -
     stored = {f"{MODULE}.{name}": tensor for name, tensor in STORED["marlin"].items()}
     with pytest.raises(CheckpointError, match=r"by marlin \("):
         save(tmp_path, stored, {"quant_method": "gptq", key: "marlin"})
+
+
+@pytest.mark.parametrize("format", SPARSE)
+@pytest.mark.parametrize("where", ["format", "sparsity_config"])
+def test_a_format_that_compressed_tensors_gave_up_is_refused_by_name(
+    format: str, where: str, tmp_path: Path
+) -> None:
+    stored = {f"{MODULE}.{name}": each.clone() for name, each in SPARSE[format].items()}
+    named = format.replace("_", "-")
+    config: dict[str, object] = {"quant_method": "compressed-tensors"}
+    config |= {"format": named} if where == "format" else {where: {"format": named}}
+    with pytest.raises(CheckpointError, match=rf"by {format} \(.*which qtui does not read"):
+        save(tmp_path, stored, config)
+
+
+@pytest.mark.parametrize("nested", ["scale_q", "zero_q", "zero_scale"])
+def test_scales_of_hqq_that_are_quantised_themselves_are_refused_as_such(
+    nested: str, tmp_path: Path
+) -> None:
+    stored = {**tensors(cases("hqq")["4-g32-axis1-bfloat16"])}
+    for name in ("scale", "zero"):
+        if name in nested:
+            del stored[f"{MODULE}.{name}"]
+    stored[f"{MODULE}.{nested}"] = torch.ones(8, dtype=torch.uint8)
+    with pytest.raises(CheckpointError, match="its scales are quantised themselves"):
+        save(tmp_path, stored, {"quant_method": "hqq"})
 
 
 def test_what_quark_stores_in_fp8_is_read(tmp_path: Path) -> None:

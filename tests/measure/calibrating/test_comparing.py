@@ -11,11 +11,14 @@ import torch
 from engine import protocol as p
 from engine.client import in_process
 from engine.diagnosis.of_calibration import best_sets, calibration_findings
+from engine.errors import TextError
 from engine.measure.calibrating import comparing, gathering
 from engine.report.documents import calibrate_document
 from engine.report.tables import calibration_markdown, calibration_text
 from engine.service.commands import spec_of
 from engine.session import Session, apply
+from engine.texts import corpora, named_sets
+from engine.texts.hub import UNREACHABLE
 from tests import tiny
 from tests.drive import ended, facts, settings, until
 
@@ -192,6 +195,29 @@ def test_a_budget_that_does_not_hold_the_statistics_refuses_them(llama: Path, pr
     (message,) = [job.message for job in session.jobs.values() if job.kind == "calibrate"]
     assert "and the budget leaves" in message
     assert "give a larger --memory-budget" in message
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("wikitext2", "the set wikitext2: the dataset Salesforce/wikitext is not in the local"),
+        ("owner/notes", "the dataset owner/notes is not in the local cache, and the hub cannot"),
+    ],
+)
+def test_a_set_that_cannot_be_had_offline_is_said_before_anything_is_measured(
+    llama: Path, prose: Path, monkeypatch: pytest.MonkeyPatch, named: str, said: str
+) -> None:
+    def load(path: str, *_given: object, **_named: object) -> object:
+        raise TextError(f"the dataset {path} {UNREACHABLE}")
+
+    monkeypatch.setattr(named_sets, "load_split", load)
+    monkeypatch.setattr(corpora, "load_split", load)
+    ask = p.Calibrate(sets=("random", "own", named), method=GPTQ, samples=(2,))
+    session, (events,) = calibrated(llama, prose, ask)
+    (message,) = [job.message for job in session.jobs.values() if job.kind == "calibrate"]
+    assert said in message
+    assert not facts(events, p.CalibrationCheck | p.CalibrationScore)  # type: ignore[arg-type]
+    assert not [event for event in events if isinstance(event, p.Progress)]
 
 
 def test_checks_alone_quantise_nothing(llama: Path, prose: Path) -> None:

@@ -14,6 +14,7 @@ from engine import protocol as p
 from engine.checkpoint import Checkpoint, list_layers
 from engine.diagnosis.finding import Finding
 from engine.diagnosis.of_artefacts import artefact_findings
+from engine.errors import CheckpointError
 from engine.measure.compare.artefact import opened_alone
 from engine.measure.compare.stored import stored_layer
 from engine.session import Compared
@@ -141,6 +142,14 @@ CASES: list[tuple[str, str, tuple[str, ...], Spoil, str, str, str]] = [
     ("compressed-tensors", "pack-4-sym-g32", (MODULE,),
      declared("ignore", ["model.layers.0.mlp.dwon_proj"]),
      "ignored-nothing", "", "'model.layers.0.mlp.dwon_proj'"),
+    ("compressed-tensors", "pack-4-sym-g32", (MODULE,),
+     declared("transform_config", {"config_groups": {"R4": {"type": "hadamard", "apply": [
+         {"targets": ["re:.*down_proj$"], "location": "input"},
+         {"targets": ["re:.*down_proj$"], "location": "weight_input", "inverse": True}]}}}),
+     "rotated-inputs", "", "at re:.*down_proj$"),
+    ("auto-round", "auto_round-4-sym", (MODULE,),
+     declared("rotation_config", {"hadamard_type": "hadamard"}),
+     "rotated-inputs", "", "every quantised layer"),
     ("compressed-tensors", "pack-4-sym-g32", ATTENTION,
      declared("kv_cache_scheme", {"num_bits": 8, "type": "float", "dynamic": False}),
      "missing-cache-scales", ATTENTION[1], "engines take 1.0"),
@@ -181,6 +190,34 @@ def test_siblings_of_different_bits(tmp_path: Path) -> None:
     (found,) = looked_at(save(tmp_path, stored, config))
     assert (found.id, found.layer) == ("fused-bits", ATTENTION[0])
     assert "int4 and int8" in found.sentence
+
+
+def test_rotations_that_weights_hold_are_no_finding(tmp_path: Path) -> None:
+    stored, config = several("compressed-tensors", "pack-4-sym-g32", (MODULE,))
+    places = [{"targets": ["Linear"], "location": where} for where in ("weight_input", "q_attn")]
+    config["transform_config"] = {"config_groups": {"R1": {"type": "hadamard", "apply": places}}}
+    assert looked_at(save(tmp_path, stored, config)) == []
+
+
+@pytest.mark.parametrize(
+    ("tool", "name", "scale"),
+    [
+        ("model-optimizer", "nvfp4", "weight_scale_2"),
+        ("model-optimizer", "fp8", "weight_scale"),
+        ("compressed-tensors", "nvfp4", "weight_global_scale"),
+        ("compressed-tensors", "float-8-channel", "weight_scale"),
+        ("compressed-tensors", "pack-4-sym-g32", "weight_scale"),
+        ("gptqmodel", "gptq-4-asym-g32", "scales"),
+    ],
+)
+@pytest.mark.parametrize("module", [MODULE, "lm_head"])
+def test_a_scale_that_is_missing_is_not_taken_for_one(
+    tool: str, name: str, scale: str, module: str, tmp_path: Path
+) -> None:
+    stored, config = several(tool, name, (module,))
+    del stored[f"{module}.{scale}"]
+    with pytest.raises(CheckpointError, match=module):
+        looked_at(save(tmp_path, stored, config))
 
 
 def test_scales_of_the_cache_that_are_there_are_no_finding(tmp_path: Path) -> None:

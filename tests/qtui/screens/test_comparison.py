@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+
+import msgspec
 
 from engine import protocol as p
 from qtui.screens.comparison.screen import Comparison
-from qtui.views.plans import Row, frontier_plot
+from qtui.views.plans import Row, frontier_plot, line_of
 from qtui.views.text import UNICODE
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
@@ -148,5 +151,19 @@ def test_finished_checkpoints_are_marks_on_the_frontier() -> None:
         assert all(len(line) <= width for line in lines)
         said = ("C compared", "U uniform", "F first-last", "G greedy", "Q Q4_K_M")
         assert height < 12 or all(any(mark in line for line in lines) for mark in said), lines
+    score = msgspec.structs.replace(r.score("x", ppl=2.0, half=0.1), kl=0.05, kl_se=0.02)
+    measured = list(rows)
+    measured[1] = Row("", msgspec.structs.replace(rows[1].point, score=score))
+    assert "50.0 ±40.0" in "".join(w for w, _ in line_of(measured[1], 80, UNICODE, 2, here=False))
+    bars = [
+        sum(
+            piece == "│"
+            for line in frontier_plot(measured, None, 70, 24, UNICODE, factor=factor)
+            for piece, _ in line[1:]
+        )
+        for factor in (math.nan, 2)
+    ]
+    assert bars[0] == 0
+    assert bars[1] > 3, "from 10 to 90"
     bare = frontier_plot(rows, None, 70, 12, UNICODE)
     assert not any("C" in piece for line in bare[:-1] for piece, _ in line)

@@ -16,6 +16,7 @@ from qtui.screens.plan.screen import Plan
 from qtui.views.budgets import parse_budget
 from qtui.views.plans import NAMED, changes
 from qtui.views.text import UNICODE
+from qtui.widgets.prompt.prompt import Prompt
 from tests.plan.test_proposal import FORMATS, LAYERS, known
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
@@ -104,6 +105,22 @@ async def test_a_point_of_the_frontier_is_planned_and_then_taken() -> None:
         await d.pilot.press("m")
         await d.settled()
         assert d.link.sent[-1] == p.Plan(budget=asked.budget, formats=FORMATS, forwards=20)
+
+
+async def test_a_budget_typed_in_the_palette_is_planned_and_shown() -> None:
+    async with driving(*events(), size=(120, 40)) as d:
+        for number, (typed, budget) in enumerate(
+            [("mix 5", p.Budget(bits=5.0)), ("plan 1GiB", p.Budget(gib=1.0))], 1
+        ):
+            await d.pilot.press("colon", *("space" if c == " " else c for c in typed), "enter")
+            await d.settled()
+            asked = d.link.sent[-1]
+            assert isinstance(asked, p.Plan)
+            assert (asked.budget, asked.forwards) == (budget, 0)
+            shown = screen(d)
+            assert not shown.query(Prompt), "nothing is asked for"
+            await answered(d, number)
+            assert f"plan for {budget}" in d.screen()
 
 
 async def test_what_cannot_be_planned_is_said() -> None:
