@@ -38,18 +38,25 @@ class Prompts:
 
     def __init__(self) -> None:
         self.job: Job | None = None
+        self.asked: list[p.FindSymptoms] = []
+        """What was asked for, the last of it last."""
         self.rows: list[Row] = []
         self.traced: Traced | None = None
         self._shown: dict[tuple[str, str], Shown] = {}
 
     def take(self, session: Session) -> None:
         """Look at the session anew."""
-        jobs = [job for job in session.jobs.values() if isinstance(job.command, p.FindSymptoms)]
+        jobs = [
+            job
+            for job in session.jobs.values()
+            if isinstance(job.command, p.FindSymptoms) and (job.command.prompts or job.command.file)
+        ]
+        self.asked = [job.command for job in jobs if isinstance(job.command, p.FindSymptoms)]
         self.job = jobs[-1] if jobs else None
         self.rows, self.traced = [], None
         if self.job is None:
             return
-        self.rows = [Row(each.fact.id, each) for each in self._facts(session, self.job)]
+        self.rows = [Row(each.fact.id, each) for each in self._facts(session, jobs)]
         self.traced = session.traced.get(self.job.recipe)
         live = session.continuing
         if live is not None and live.job == self.job.id:
@@ -58,17 +65,23 @@ class Prompts:
                 if id not in there:
                     self.rows.append(Row(id, None, one, other))
 
-    def _facts(self, session: Session, job: Job) -> list[Shown]:
-        command = job.command
-        assert isinstance(command, p.FindSymptoms)
+    def _facts(self, session: Session, jobs: Sequence[Job]) -> list[Shown]:
+        """Prompts in the order in which they were given; while they are written, as they arrive."""
+        last = jobs[-1]
+        known = session.continued.get(last.recipe, {})
+        order: dict[str, None] = {}
+        for job in jobs:
+            if job.recipe == last.recipe and job.status == "done" and job.result:
+                order |= dict.fromkeys(job.read(p.Symptoms).prompts)
         found = []
-        for key, fact in session.continued.get(job.recipe, {}).items():
-            if fact.sampling != command.sampling:
+        for key in [*order, *(each for each in known if each not in order)]:
+            fact = known.get(key)
+            if fact is None or fact.sampling != self.asked[-1].sampling:
                 continue
-            known = self._shown.get((job.recipe, key))
-            if known is None or known.fact is not fact:
-                known = self._shown[job.recipe, key] = Shown(fact)
-            found.append(known)
+            old = self._shown.get((last.recipe, key))
+            if old is None or old.fact is not fact:
+                old = self._shown[last.recipe, key] = Shown(fact)
+            found.append(old)
         return found
 
     @property
@@ -87,7 +100,10 @@ def summary(prompts: Prompts, width: int, glyphs: Glyphs) -> list[Words]:
     if not done:
         return [[]]
     failing = len(alarms(done))
-    said = f"{n.counted(len(done), 'prompt')}, {failing} with a symptom that the reference has not"
+    said = (
+        f"{how(done[0].fact.sampling)}: {n.counted(len(done), 'prompt')}, {failing} with a symptom "
+        "that the reference has not"
+    )
     lines: list[Words] = [[(fit(said, width, glyphs), "$finding" if failing else "$dim")]]
     seen = [
         f"{WORDS[each.kind]} {each.changed.count} ({each.reference.count})" for each in rates(done)
@@ -98,12 +114,22 @@ def summary(prompts: Prompts, width: int, glyphs: Glyphs) -> list[Words]:
     return lines
 
 
+def how(sampling: p.Sampling) -> str:
+    """``greedy, 64 tokens`` or ``sampled at .8, 64 tokens``."""
+    drawn = f"sampled at {n.short(sampling.temperature)}" if sampling.temperature else "greedy"
+    top = (
+        f", top-p {n.short(sampling.top_p)}" if sampling.temperature and sampling.top_p < 1 else ""
+    )
+    chat = ", chat" if sampling.chat else ""
+    return f"{drawn}{top}{chat}, {sampling.new_tokens} tokens"
+
+
 def heading(width: int, glyphs: Glyphs) -> Words:
     """The titles of the columns."""
     room = width - FINDING - FIGURES - 2
-    differs = f"{'differs':>9}"
-    kl = f"KL{glyphs.kilo}"
-    return [(f"  {fit('prompt', room, glyphs)}{'symptom':<{FINDING}}{differs} {kl:>6}", "$dim")]
+    what = fit("prompt, in the order given", room, glyphs)
+    figures = f"{'differs':>9} {f'KL{glyphs.kilo}':>6}"
+    return [(f"  {what}{'symptom':<{FINDING}}{figures}", "$dim")]
 
 
 def line_of(row: Row, width: int, glyphs: Glyphs, *, here: bool) -> Words:

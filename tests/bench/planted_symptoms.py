@@ -1,7 +1,7 @@
 """Symptoms that were planted, and whether they are found, cured, and traced to the damaged layers.
 
     python -m tests.bench.planted_symptoms demo
-    python -m tests.bench.planted_symptoms FOLDER --prompts-file FILE --chat --temperature 0
+    python -m tests.bench.planted_symptoms FOLDER --prompts-file tests/bench/chats.jsonl --chat
     python -m tests.bench.planted_symptoms constructed
 
 Prompts are beginnings of functions and sentences in modules that the demo was not trained on, or

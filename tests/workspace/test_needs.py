@@ -43,6 +43,11 @@ COMMANDS: dict[str, p.Command] = {
         units=("model.layers.0.mlp.down_proj",),
         nll=5.0,
     ),
+    "windows": p.SumWindows(
+        direction="degrade",
+        groups=((("model.layers.0.mlp.down_proj", "int4-g32"),),),
+        windows=(0, 2),
+    ),
     "imatrix": p.WriteImatrix(out="/nowhere/x.gguf"),
 }
 """Every job that people wait for."""

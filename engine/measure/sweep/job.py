@@ -76,6 +76,7 @@ SUM_WINDOWS = JobSpec(
     needs="model",
     lane="compute",
     urgency=4,
+    memory=needs.of_passes(streams=2, backward=True),
     steps=_windows,
 )
 

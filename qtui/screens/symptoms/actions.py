@@ -28,7 +28,7 @@ class SymptomsActions(SharedActions):
     def __init__(self, screen: Symptoms, events: EventLog) -> None:
         super().__init__(screen, events)
         self.list = screen
-        self.sampling = p.Sampling()
+        self._chosen: p.Sampling | None = None
 
     HANDLERS: ClassVar[Mapping[str, Callable[[Any], None]]] = {
         **SharedActions.HANDLERS,
@@ -62,22 +62,33 @@ class SymptomsActions(SharedActions):
             return "no layer is known to cause it"
         return super().why_not(id)
 
+    @property
+    def sampling(self) -> p.Sampling:
+        """How prompts are continued: as chosen here, else as the last ones were."""
+        if self._chosen is not None:
+            return self._chosen
+        asked = self.list.prompts.asked
+        return asked[-1].sampling if asked else p.Sampling()
+
     def typed(self, text: str) -> None:
-        """Continue a prompt."""
-        self.ask(p.FindSymptoms(prompts=(text,), sampling=self.sampling))
+        """Continue a prompt, and those typed before: they are there with the recipe of now."""
+        prompts = tuple(dict.fromkeys((*self._typed(), text)))
+        self.ask(p.FindSymptoms(prompts=prompts, sampling=self.sampling))
 
     def file(self, path: str) -> None:
         """Continue the prompts of a file."""
         place = str(Path(path.strip()).expanduser().absolute())
         self.ask(p.FindSymptoms(file=place, sampling=self.sampling))
 
+    def _typed(self) -> tuple[str, ...]:
+        asked = self.list.prompts.asked
+        return tuple(dict.fromkeys(each for command in asked for each in command.prompts))
+
     def sample(self) -> None:
-        """Sample from now on, or take the most likely tokens again; the last prompts once more."""
-        greedy = not self.sampling.temperature
-        self.sampling = msgspec.structs.replace(
-            self.sampling, temperature=SAMPLED if greedy else 0.0
-        )
-        self.screen.say("info", f"sampled at temperature {SAMPLED:g}" if greedy else "greedy")
+        """Sample from now on, or take the most likely tokens again; all prompts once more."""
+        temperature = 0.0 if self.sampling.temperature else SAMPLED
+        self._chosen = msgspec.structs.replace(self.sampling, temperature=temperature)
+        self.screen.say("info", f"sampled at temperature {SAMPLED:g}" if temperature else "greedy")
         self._again(why=False)
 
     def why(self) -> None:
@@ -85,15 +96,13 @@ class SymptomsActions(SharedActions):
         self._again(why=True)
 
     def _again(self, *, why: bool) -> None:
-        job = self.list.prompts.job
-        if job is None or not isinstance(job.command, p.FindSymptoms) or not self.session.changed:
+        """All prompts that were typed, and the file that was named last."""
+        asked = self.list.prompts.asked
+        if not asked or not self.session.changed:
             return
-        command = job.command
-        self.ask(
-            p.FindSymptoms(
-                prompts=command.prompts, file=command.file, sampling=self.sampling, why=why
-            )
-        )
+        file = next((command.file for command in reversed(asked) if command.file), "")
+        command = p.FindSymptoms(prompts=self._typed(), file=file, sampling=self.sampling, why=why)
+        self.ask(command)
 
     def show(self) -> None:
         """Show the layer that causes it in the table."""

@@ -49,6 +49,11 @@ class Symptoms(SessionScreen):
         self._on = 0
         self._top = 0
         self._named: Callable[[str], None] = lambda text: None
+        self._reopen: Callable[[str], Prompt] = lambda text: Prompt("prompt", value=text)
+        self._typed = ""
+        """What was submitted, and may be refused."""
+        self._drafts: dict[str, str] = {}
+        """What was typed and left, by the kind of line."""
         self.message.legend = (
             f"{glyphs.finding} a symptom of the recipe alone; in a text, where both first differ",
         )
@@ -159,28 +164,51 @@ class Symptoms(SessionScreen):
         """Ask for a file of prompts."""
         self._ask("prompts in", named, "a file: one a line, or .jsonl", path=True)
 
-    def _ask(self, label: str, named: Callable[[str], None], what: str, *, path: bool) -> None:
+    def _ask(
+        self, label: str, named: Callable[[str], None], what: str, *, path: bool, value: str = ""
+    ) -> Prompt:
         self._named = named
 
         def judge(value: str) -> Verdict:
             there = bool(value.strip()) and (not path or Path(value.strip()).expanduser().is_file())
             return Verdict(there, "" if there else what)
 
-        open_prompt(
-            self,
-            Prompt(label, complete_path, judge=judge, slow=True, kind="prompts", glyphs=self.glyphs)
+        def again(value: str) -> Prompt:
+            return self._ask(label, named, what, path=path, value=value)
+
+        self._reopen = again
+        value = value or self._drafts.pop(label, "")
+        prompt = (
+            Prompt(
+                label, complete_path, judge=judge, slow=True, kind="prompts", value=value,
+                glyphs=self.glyphs,
+            )
             if path
-            else Prompt(label, judge=judge, kind="prompt", glyphs=self.glyphs),
-        )
+            else Prompt(label, judge=judge, kind="prompt", value=value, glyphs=self.glyphs)
+        )  # fmt: skip
+        open_prompt(self, prompt)
+        return prompt
 
     def on_prompt_submitted(self, event: Prompt.Submitted) -> None:
         """A prompt or a file was named."""
+        self._typed = event.value
         self._named(event.value)
 
+    def on_prompt_cancelled(self, event: Prompt.Cancelled) -> None:
+        """Keep what was typed: the next line of its kind begins with it."""
+        if event.prompt.value.strip():
+            self._drafts[event.prompt.label] = event.prompt.value
+
     def before_fold(self, event: p.AnyEvent) -> bool:
-        """Say why a run was refused or failed."""
+        """Say why a run was refused or failed, and give back what was typed."""
         if isinstance(event, p.Refused) and event.command == "FindSymptoms":
             self.say("warning", event.message)
+            typed, self._typed = self._typed, ""
+            if typed and self.is_current and not self.query(Prompt):
+                prompt = self._reopen(typed)
+                prompt.call_after_refresh(prompt.say, Verdict(False, event.message), loud=True)
+        elif isinstance(event, p.JobStarted) and event.kind == "symptoms":
+            self._typed = ""
         elif isinstance(event, p.JobEnded) and event.kind == "symptoms" and event.message:
             self.say("error" if event.status == "failed" else "info", event.message)
         return True

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from engine import protocol as p
 from engine.session import recipe_hash
 from qtui.screens.symptoms.screen import Symptoms
 from qtui.views.symptoms import column
 from qtui.views.text import PLAIN, UNICODE
+from qtui.widgets.prompt.prompt import Prompt
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
 
@@ -77,7 +80,7 @@ async def test_both_texts_are_side_by_side_with_a_mark_where_they_differ() -> No
             text = screen.list.text
             lines = text.splitlines()
             assert all(len(line) <= size[0] - 2 for line in lines)
-            assert "2 prompts, 1 with a symptom that the reference has not" in text
+            assert "greedy, 64 tokens: 2 prompts, 1 with a symptom that the reference" in text
             assert "of the recipe (of the reference): loop 1 (0)" in text
             assert "a symptom of the recipe alone" in d.screen()
             mark = "!" if ascii else "▲"
@@ -129,6 +132,49 @@ async def test_keys_ask_for_prompts_and_for_the_layers_that_cure_it(tmp_path: Pa
         await d.settled()
         asked = d.sent(p.FindSymptoms)[-1]
         assert asked == p.FindSymptoms(prompts=("prompt a", "prompt b"), why=True)
+
+
+async def test_what_was_typed_is_there_again_after_leaving_and_after_a_refusal() -> None:
+    async with driving(*r.opening(), *r.triaged()) as d:
+        screen = await shown(d)
+        await d.pilot.press("a")
+        await d.paste("Once upon")
+        await d.pilot.press("escape")
+        await d.until(lambda: not screen.query(Prompt))
+        await d.pilot.press("a")
+        await d.until(lambda: [each.value for each in screen.query(Prompt)] == ["Once upon"])
+        await d.pilot.press("enter")
+        await d.until(lambda: len(d.sent(p.FindSymptoms)) == 1)
+        (asked,) = d.sent(p.FindSymptoms)
+        await d.until(lambda: not screen.query(Prompt))
+        await d.give(p.Refused(command="FindSymptoms", message="too long", ask=asked.ask))
+        await d.until(lambda: [each.value for each in screen.query(Prompt)] == ["Once upon"])
+
+
+async def test_all_that_was_typed_is_continued_again_in_its_order_and_the_mode_is_told() -> None:
+    async with driving(*r.opening(), *r.triaged()) as d:
+        screen = await shown(d)
+        facts = tuple(reversed(FACTS.facts))  # in the order of batches
+        found = p.Symptoms(recipe=RECIPE, prompts=("a", "b"))
+        await d.give(
+            begun(), learnt(*facts),
+            p.JobEnded(
+                job="symptoms-1", kind="symptoms", status="done",
+                result=msgspec.to_builtins(found),
+            ),
+        )  # fmt: skip
+        await d.until(lambda: "greedy, 64 tokens: 2 prompts" in screen.list.text)
+        lines = [line for line in screen.list.text.splitlines() if ": prompt " in line]
+        assert [line.split(":")[0][-1] for line in lines] == ["a", "b"]
+        await d.pilot.press("a")
+        await d.paste("more")
+        await d.pilot.press("enter")
+        await d.until(lambda: len(d.sent(p.FindSymptoms)) == 1)
+        assert d.sent(p.FindSymptoms)[-1].prompts == ("prompt a", "prompt b", "more")
+        await d.pilot.press("t")
+        await d.until(lambda: len(d.sent(p.FindSymptoms)) == 2)
+        assert d.sent(p.FindSymptoms)[-1].sampling.temperature == 0.8
+        assert d.sent(p.FindSymptoms)[-1].prompts == ("prompt a", "prompt b")
 
 
 async def test_the_cause_and_its_cure_are_told_and_lead_to_the_layer() -> None:
