@@ -61,11 +61,13 @@ def _settings(loaded: Loaded, workers: int) -> p.Settings:
     """The session's, with a share of the memory if workers have the processor's in common."""
     settings, network = loaded.settings, loaded.network
     budget = settings.memory_budget
-    if network.device.type == "cpu" and budget is None and workers and not network.streamed:
-        weights = network.weights_in_memory
-        left = (memory_free(network.device) - workers * weights) // (2 * workers)
-        if left > 0:  # else they stream the model from disk
+    if network.device.type == "cpu" and budget is None and workers:
+        weights, free = network.weights_in_memory, memory_free(network.device)
+        left = (free - workers * weights) // (2 * workers)
+        if left > 0:
             budget = max(weights + left, math.ceil(weights / RESIDENT) + 1)
+        else:  # less than the weights, so that they are streamed from disk
+            budget = max(1, free // (2 * workers))
     return msgspec.structs.replace(
         settings, workers="", fresh=False, memory_budget=budget, dtype=_dtype(loaded)
     )
@@ -98,8 +100,9 @@ def why_not(loaded: Loaded, events: Sequence[p.AnyEvent]) -> str:
                 ready = event
     if ready is None:
         return "it has not loaded the model"
-    if _compared(ready.protocol) != _compared(loaded.protocol):
-        ours, theirs = map(msgspec.to_builtins, (loaded.protocol, ready.protocol))
+    compared = _compared(loaded.protocol), _compared(ready.protocol)
+    if compared[0] != compared[1]:
+        ours, theirs = map(msgspec.to_builtins, compared)
         name = next(each for each in ours | theirs if ours.get(each) != theirs.get(each))
         return f"its {name} is {theirs.get(name)!r} instead of {ours.get(name)!r}"
     return ""

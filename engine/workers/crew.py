@@ -231,6 +231,8 @@ class Crew:
             lost = str(error)
         except OSError as error:  # the process could not be started
             lost = str(error)
+        except Exception as error:  # noqa: BLE001  (whatever it is, the others can go on)
+            lost = f"what it said could not be read: {type(error).__name__}: {error}"
         finally:
             hand.worker.close()
             with self._changed:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,6 +22,7 @@ TICK = 1.0
 """Seconds to wait for an event at a time."""
 END_SECONDS = 5.0
 """Seconds that a process may take to end when nobody needs it any more."""
+ENDED = "it was ended"
 
 
 class Process(Protocol):
@@ -57,6 +59,8 @@ class LocalWorker:
         self._channel: Channel | None = None
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         self._closed = False
+        self._changing = threading.Lock()
+        """Held to start the process, to read what it said, and to close: never two at once."""
 
     @property
     def pid(self) -> int | None:
@@ -85,22 +89,26 @@ class LocalWorker:
 
     def close(self) -> None:
         """See `Worker.close`."""
-        self._closed = True
-        if self._channel is not None:
-            self._channel.close()
-        if self._process is not None:
-            self._process.kill()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(END_SECONDS)
-        self._said.close()
+        with self._changing:
+            self._closed = True
+            if self._channel is not None:
+                self._channel.close()
+            if self._process is not None:
+                self._process.kill()
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(END_SECONDS)
+            self._said.close()
 
     def _begun(self) -> Channel:
-        if self._channel is None:
-            ours, theirs = socket.socketpair()
-            with theirs:
-                self._process = self._started(theirs)
-            self._channel = Channel(ours)
-        return self._channel
+        with self._changing:
+            if self._closed:
+                raise WorkerLostError(ENDED)
+            if self._channel is None:
+                ours, theirs = socket.socketpair()
+                with theirs:
+                    self._process = self._started(theirs)
+                self._channel = Channel(ours)
+            return self._channel
 
     def _started(self, theirs: socket.socket) -> Process:
         """A process that serves a socket, of which it has its own copy.
@@ -141,13 +149,16 @@ class LocalWorker:
     def _why(self) -> str:
         """How the process ended, and what it said last."""
         if self._closed or self._process is None:
-            return "it was ended"
+            return ENDED
         try:
             code = self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
             return "it does not answer any more"
-        self._said.seek(0)
-        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        with self._changing:
+            if self._closed:
+                return ENDED
+            self._said.seek(0)
+            lines = self._said.read().decode(errors="replace").strip().splitlines()
         said = f": {lines[-1].strip()[:200]}" if lines else ""
         if code < 0:
             with suppress(ValueError):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from engine import protocol as p
 from engine.workers.channel import Channel
-from engine.workers.crew import Crew
+from engine.workers.crew import Command, Crew
 from engine.workers.local import LocalWorker, Process
 from engine.workers.serving import serve
 from tests.forked import _FORKS
@@ -80,7 +80,17 @@ class ForkedWorker(LocalWorker):
 
 
 class PatientCrew(Crew):
-    """A crew whose engine begins once every worker has measured something, or is lost."""
+    """A crew whose engine takes pieces once every worker has done some of them, or is lost."""
+
+    _before: Mapping[object, int] = {}
+    """How many each had done when these pieces were queued."""
+
+    def begin(
+        self, pieces: Mapping[str, str], command: Command, *, at_once: int = 1, by_key: bool = True
+    ) -> None:
+        with self._changed:
+            self._before = {hand: hand.done for hand in self._hands}
+            super().begin(pieces, command, at_once=at_once, by_key=by_key)
 
     @property
     def ready(self) -> int:
@@ -92,8 +102,11 @@ class PatientCrew(Crew):
         with self._changed:
             self._changed.wait_for(
                 lambda: (
-                    all(hand.done or hand.status == "lost" for hand in self._hands)
-                    or not self._open
+                    not self._queue
+                    or all(
+                        hand.done > self._before[hand] or hand.status == "lost"
+                        for hand in self._hands
+                    )
                 )
             )
         return super().take()

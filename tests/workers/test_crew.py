@@ -160,6 +160,21 @@ def test_a_worker_that_cannot_take_part_is_named_and_given_nothing() -> None:
     assert not worker.taken
 
 
+def test_a_worker_whose_answer_cannot_be_read_is_named() -> None:
+    def broken(events: Sequence[p.AnyEvent]) -> str:
+        raise KeyError("protocol")
+
+    crew = Crew([Acted("1")], OPENING, broken)
+    try:
+        while crew:
+            crew.wait(0.05)
+        (news,) = crew.news()
+    finally:
+        crew.close()
+    assert isinstance(news.event, p.Notice)
+    assert "worker 1: what it said could not be read: KeyError: 'protocol'" in news.event.message
+
+
 def test_fewer_are_taken_together_towards_the_end() -> None:
     worker = Acted("1")
     carried_out([worker], PIECES, own=False, at_once=16)

@@ -71,3 +71,11 @@ def test_a_long_step_lets_the_next_ones_take_longer() -> None:
         patience.wait(1.0, at_most=1.0)
     patience.progress()
     assert patience.limit == 100 * Patience.FACTOR
+
+
+def test_what_is_closed_is_not_started_any_more(tmp_path: Path) -> None:
+    worker = LocalWorker("1 on cpu", "cpu")
+    worker.close()
+    with pytest.raises(WorkerLostError, match="it was ended"):
+        list(worker.run(p.Open(str(tmp_path), p.Settings())))
+    assert worker.pid is None

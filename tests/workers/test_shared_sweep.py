@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -114,11 +113,11 @@ def small(prose: Path, **given: object) -> p.Settings:
 
 
 @pytest.mark.parametrize(
-    ("during", "end"),
+    ("during", "after", "end"),
     [
-        (p.SumWindows, signal.SIGKILL),
-        (p.MeasureUnits, signal.SIGKILL),
-        (p.MeasureUnits, signal.SIGSTOP),
+        (p.SumWindows, 2, signal.SIGKILL),
+        (p.MeasureUnits, 1, signal.SIGKILL),
+        (p.MeasureUnits, 0, signal.SIGSTOP),
     ],
 )
 def test_a_worker_that_dies_or_hangs_loses_nothing(
@@ -126,16 +125,16 @@ def test_a_worker_that_dies_or_hangs_loses_nothing(
     prose: Path,
     started: Started,
     during: type[p.Command],
+    after: int,
     end: signal.Signals,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Patience, "LEAST", 3.0)
     alone, _ = swept(source, small(prose), p.Sweep())
-    after = random.Random().randrange(4)
     started.dooms.append(Doom(during, after, end))
     shared, events = swept(source, small(prose, workers="3"), p.Sweep())
     assert not started.dooms
-    assert shared == alone, f"ended after {after}"
+    assert shared == alone
     said = [event.message for event in events if isinstance(event, p.Notice)]
     assert any("the others go on without it" in each for each in said), said
     measured = [fact for fact in facts(events, p.Sensitivity) if isinstance(fact, p.Sensitivity)]

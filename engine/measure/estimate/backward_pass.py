@@ -226,6 +226,7 @@ class BackwardPass:
         changes: dict[str, Changes] = {}
         for name, of_layer in formats.items():
             changes[name] = yield from self._changes(point, name, of_layer)
+            yield None
 
         for done, batch in enumerate(part, 1):
 

@@ -168,7 +168,8 @@ def sum_windows(loaded: Loaded, command: p.SumWindows, job: str) -> Steps:
     """Run a pass over some windows, which an engine has given to this worker.
 
     Yields:
-        `WindowSums` of every change, and `Progress`.
+        `WindowSums` of every change, and `Progress`, also while the reference is run: an engine
+        gives up a worker from which it hears nothing.
 
     Raises:
         UsageError: the windows are not those of whole micro-batches here.
@@ -187,7 +188,7 @@ def sum_windows(loaded: Loaded, command: p.SumWindows, job: str) -> Steps:
         if isinstance(event, dict):
             yield from _told(event, command.windows)
         else:
-            yield event
+            yield event or backward.progress(0.0)
     return counts.outcome()
 
 
