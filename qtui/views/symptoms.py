@@ -102,7 +102,7 @@ def summary(prompts: Prompts, width: int, glyphs: Glyphs) -> list[Words]:
     failing = len(alarms(done))
     said = (
         f"{how(done[0].fact.sampling)}: {n.counted(len(done), 'prompt')}, {failing} with a symptom "
-        "that the reference has not"
+        "of the recipe alone"
     )
     lines: list[Words] = [[(fit(said, width, glyphs), "$finding" if failing else "$dim")]]
     seen = [

@@ -62,7 +62,7 @@ def prompt_tables(part: s.PromptSetPart) -> Iterator[Table]:
     how, count = part.sampling, counted(part.prompts, "prompt")
     drawn = f"temperature {figure(how.temperature, 2)}" if how.temperature else "greedy"
     title = (
-        f"{count}, {how.new_tokens} new tokens, {drawn}: {part.same} texts are the same, "
+        f"{count}, {how.new_tokens} new tokens, {drawn}: {counted(part.same, 'text')} the same, "
         f"{part.alarms} with a symptom that the reference has not"
     )
     below = cause_lines(part.causes)

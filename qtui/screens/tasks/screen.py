@@ -148,7 +148,7 @@ class Tasks(SessionScreen):
     def _nothing(self, width: int) -> list[Words]:
         said = [
             "What the recipe changes in answers, and on other texts:",
-            "accuracy and flips of tasks, perplexity by text and by position, quantiles of KL.",
+            "accuracy and flips of tasks, perplexity by text and position, KL quantiles.",
         ]
         keys = (
             f"{self.key('tasks.answer')} names tasks, {self.key('tasks.texts')} texts, "

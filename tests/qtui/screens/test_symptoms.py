@@ -80,7 +80,7 @@ async def test_both_texts_are_side_by_side_with_a_mark_where_they_differ() -> No
             text = screen.list.text
             lines = text.splitlines()
             assert all(len(line) <= size[0] - 2 for line in lines)
-            assert "greedy, 64 tokens: 2 prompts, 1 with a symptom that the reference" in text
+            assert "greedy, 64 tokens: 2 prompts, 1 with a symptom of the recipe alone" in text
             assert "of the recipe (of the reference): loop 1 (0)" in text
             assert "a symptom of the recipe alone" in d.screen()
             mark = "!" if ascii else "▲"
