@@ -355,10 +355,10 @@ class Detail(Vertical):
                 (f"KL{self.glyphs.kilo} ", "$dim"),
                 (value, ""),
                 (sign, "$finding"),
-                (f" {half}", ""),
+                (f" {half}  ", ""),
             ]
             if change := effect_facts.change(effect, self.glyphs):
-                said += [(f"  {effect_facts.delta(self.glyphs)} ", "$dim"), (change, "")]
+                said += [(f"{effect_facts.delta(self.glyphs)} ", "$dim"), (change, "")]
             if third and cells(third) + cells(said) > width:
                 break
             third += said
