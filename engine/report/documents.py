@@ -446,7 +446,7 @@ def report_document(
         verdict=verdict_part(session, shown, serving) if shown else UNSET,
         findings=finding_parts(session, shown or "int4-g128"),
         recipe=report_recipe(session),
-        layers=report_layers(session),
+        layers=report_layers(session, shown, serving),
         histograms=[histogram(each) for each in histograms],
         fixes=tried_layers(session, shown) or UNSET,
         tried=tried_parts(session),

@@ -8,6 +8,8 @@ from collections import Counter
 from msgspec import UNSET, UnsetType
 
 from engine import protocol as p
+from engine.diagnosis.advice import adviser, category
+from engine.diagnosis.serving import Serving
 from engine.report import schema as s
 from engine.report.json import finite
 from engine.report.plan_parts import point_part
@@ -40,8 +42,10 @@ def _count(session: Session, format: str) -> int:
     return sum(sum(one is not None for one in column) for column in columns if column)
 
 
-def report_layers(session: Session) -> list[s.ReportLayer]:
-    """Every layer, in the model's order."""
+def report_layers(
+    session: Session, judged: str = "", serving: Serving | None = None
+) -> list[s.ReportLayer]:
+    """Every layer, in the model's order, with advice by the effects of the format judged."""
     layers = session.layers
     keys = [key for key in session.effects.known("degrade") if key.by == "layer"]
     formats = list(dict.fromkeys(key.format for key in keys))
@@ -69,9 +73,21 @@ def report_layers(session: Session) -> list[s.ReportLayer]:
                     for format in formats
                     if (effect := _effect(session, row, format)) is not None
                 },
+                category=category(session, row),
+                advice=_advice(session, row, judged, serving),
             )
         )
     return found
+
+
+def _advice(
+    session: Session, row: int, format: str, serving: Serving | None
+) -> s.AdvicePart | UnsetType:
+    found = adviser(session, format, serving).advice(row) if format else None
+    if found is None:
+        return UNSET
+    held = found.format or session.kept(row)
+    return s.AdvicePart(format=held, bits=finite(found.bits), share=finite(found.share))
 
 
 def _effect(session: Session, row: int, format: str) -> s.ReportEffect | None:

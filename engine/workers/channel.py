@@ -23,15 +23,15 @@ class Channel:
         self._pieces: list[bytes] = []
         self._sending = threading.Lock()
 
-    def send(self, message: p.AnyFrame, timeout: float | None = None) -> None:
-        """Send a message.
+    def send(self, *messages: p.AnyFrame, timeout: float | None = None) -> None:
+        """Send messages.
 
         Raises:
-            OSError: the other end is gone, or has not read it in ``timeout`` seconds.
+            OSError: the other end is gone, or has not read them in ``timeout`` seconds.
         """
         with self._sending:
             self._socket.settimeout(timeout)
-            self._socket.sendall(frame(message))
+            self._socket.sendall(b"".join(map(frame, messages)))
 
     def receive(self, timeout: float | None = None) -> p.AnyFrame:
         """The next message.
@@ -45,7 +45,8 @@ class Channel:
             found = self._whole()
             if found is not None:
                 return found
-            self._socket.settimeout(timeout)
+            if timeout != self._socket.gettimeout():
+                self._socket.settimeout(timeout)
             data = self._socket.recv(READ)
             if not data:
                 raise EOFError

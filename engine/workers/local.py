@@ -70,7 +70,7 @@ class LocalWorker:
         patience = None if isinstance(command, p.Open) else Patience()
         job = ""
         try:
-            channel.send(command, Patience.LEAST)
+            channel.send(command, timeout=Patience.LEAST)
             while True:
                 event = self._next(channel, patience)
                 if isinstance(event, p.JobStarted) and event.ask == command.ask:

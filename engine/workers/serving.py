@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 
 from engine import protocol as p
 from engine.client.in_process import InProcess, JobError
 from engine.workers.channel import Channel
+
+BETWEEN = 0.1
+"""Seconds without any event after which progress is sent: it says that the worker gets on."""
+DELAY = 0.03
+"""Seconds that an event waits for others."""
 
 
 def serve(channel: Channel) -> None:
@@ -18,13 +24,57 @@ def serve(channel: Channel) -> None:
     """
     commands: queue.SimpleQueue[p.AnyCommand] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(channel, commands), daemon=True).start()
-    engine = InProcess(None)
+    engine, outlet = InProcess(None), Outlet(channel)
     while True:
         try:
             for event in engine.run(commands.get()):
-                channel.send(p.Sent(0, event))
+                outlet.send(event)
         except JobError:
             continue  # sent as an event, as all others
+
+
+class Outlet:
+    """Sends events over a channel, those of a moment together: each time wakes the other end.
+
+    Progress is sent only where nothing else was sent for a while.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel, self._last = channel, 0.0
+        self._waiting: list[p.AnyEvent] = []
+        self._changed = threading.Condition()
+        threading.Thread(target=self._flush, name="outlet", daemon=True).start()
+
+    def send(self, event: p.AnyEvent) -> None:
+        """Send an event soon, or leave it out; the end of a command is sent at once.
+
+        Raises:
+            OSError: the other end is gone.
+        """
+        now = time.monotonic()
+        with self._changed:
+            if isinstance(event, p.Progress | p.Stage | p.Gauges) and now - self._last < BETWEEN:
+                return
+            self._last = now
+            self._waiting.append(event)
+            if isinstance(event, p.JobEnded | p.Refused):
+                self._send()
+            else:
+                self._changed.notify()
+
+    def _flush(self) -> None:
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._waiting)
+                self._changed.wait(DELAY)
+                try:
+                    self._send()
+                except OSError:
+                    return  # who listens ends the process
+
+    def _send(self) -> None:
+        self._channel.send(*(p.Sent(0, event) for event in self._waiting))
+        self._waiting.clear()
 
 
 def _listen(channel: Channel, commands: queue.SimpleQueue[p.AnyCommand]) -> None:

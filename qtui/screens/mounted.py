@@ -82,6 +82,7 @@ class MountedScreens:
         if self._shown != WORKBENCH:
             await self._app.pop_screen()
         if wanted != WORKBENCH:
+            screen.arrive(self.workbench.current)
             await self._app.push_screen(screen)
         self._shown = wanted
         self._paint_shown()

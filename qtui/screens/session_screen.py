@@ -107,6 +107,14 @@ class SessionScreen(Screen[None]):
         """Draw the parts of the session that changed; ``whole`` if all of it was replaced."""
         raise NotImplementedError
 
+    @property
+    def current(self) -> str | None:
+        """The layer under the cursor; None where there is none."""
+        return None
+
+    def arrive(self, layer: str | None) -> None:
+        """The screen is about to be shown, from a table whose cursor is on this layer."""
+
     def before_fold(self, event: p.AnyEvent) -> bool:
         """Handle an event before it is folded, visible or not; false if it must not be folded."""
         return True

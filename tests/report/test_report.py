@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from engine import protocol as p
+from engine.diagnosis.advice import adviser, category
 from engine.report import schema as s
 from engine.report.documents import report_document
 from engine.report.json import encode
@@ -117,6 +118,24 @@ def test_warnings_and_fallbacks_are_in_every_form() -> None:
         assert "the text is short" in text
         assert "256 does not divide" in text
     assert "Doubts" not in report_markdown(document(full()))
+
+
+def test_every_layer_has_its_place_and_the_advice_that_the_table_shows() -> None:
+    session = full()
+    given = document(session)
+    advised = adviser(session, given.format)
+    for row, layer in enumerate(given.layers):
+        assert layer.category == category(session, row)
+        known = advised.advice(row)
+        assert isinstance(layer.advice, s.AdvicePart) == (known is not None)
+        if known is not None:
+            assert layer.advice.format == (known.format or session.kept(row))
+    advice = {each.advice.format for each in given.layers if isinstance(each.advice, s.AdvicePart)}
+    assert advice
+    markdown, page = report_markdown(given), Page(report_page(given)).text
+    assert "| advice |" in markdown
+    assert "first attention" in page
+    assert all(format in page for format in advice)
 
 
 def test_an_interval_that_is_not_known_is_not_said_to_be_zero() -> None:

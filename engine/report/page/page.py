@@ -107,5 +107,7 @@ def _layer(document: s.ReportDocument, layer: s.ReportLayer) -> dict[str, str]:
         "error": "" if error is None else share(error),
         "kl": row.kl_text,
         "dppl": row.dppl_text,
+        "category": layer.category,
+        "advice": row.advice,
         "changed": "changed" if layer.name in document.recipe.layers else "",
     }

@@ -23,6 +23,7 @@ from engine.report.schema.parts import (
     PointPart,
     VerdictPart,
 )
+from engine.report.schema.sweep import AdvicePart
 from engine.report.schema.symptoms import PromptSetPart, TaskPart
 
 
@@ -58,6 +59,10 @@ class ReportLayer(Part, frozen=True, kw_only=True):
     """Share of weights beyond the protocol's number of standard deviations."""
     effects: dict[str, ReportEffect]
     """By format."""
+    category: str
+    """Its place and part, such as ``first attention``."""
+    advice: AdvicePart | UnsetType = UNSET
+    """Missing unless all effects in the format of the report are known."""
 
 
 class ReportRecipe(Part, frozen=True, kw_only=True):

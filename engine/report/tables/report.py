@@ -32,6 +32,8 @@ class Row(NamedTuple):
     dppl_text: str
     error: str
     """Relative weight error in the format of the report."""
+    advice: str
+    """The smallest format that keeps its share of the damage small."""
 
     @classmethod
     def of(cls, document: s.ReportDocument, layer: s.ReportLayer) -> Row:
@@ -40,7 +42,7 @@ class Row(NamedTuple):
         known = layer.errors.get(document.format)
         error = NOT_KNOWN if known is None else share(known)
         if effect is None or effect.kl is None:
-            return cls(layer.name, layer.holds, None, NOT_KNOWN, NOT_KNOWN, error)
+            return cls(layer.name, layer.holds, None, NOT_KNOWN, NOT_KNOWN, error, NOT_KNOWN)
         mark = "" if effect.measured else "≈"
         kl = f"{mark}{n.short(1000 * effect.kl)}"
         if not isinstance(effect.kl_se, UnsetType):
@@ -49,7 +51,8 @@ class Row(NamedTuple):
         dppl = NOT_KNOWN
         if not isinstance(change, UnsetType) and change is not None:
             dppl = f"{mark}{'+' if change >= 0 else '-'}{n.short(abs(change), small=3)}"
-        return cls(layer.name, layer.holds, effect.kl, kl, dppl, error)
+        advice = NOT_KNOWN if isinstance(layer.advice, UnsetType) else layer.advice.format
+        return cls(layer.name, layer.holds, effect.kl, kl, dppl, error, advice)
 
 
 def _half(document: s.ReportDocument, kl_se: float | None) -> str:
@@ -69,7 +72,7 @@ def report_markdown(document: s.ReportDocument) -> str:
     ]
     verdict = document.verdict
     worst = [
-        (f"`{_tick(row.name)}`", row.holds, row.kl_text, row.dppl_text, row.error)
+        (f"`{_tick(row.name)}`", row.holds, row.kl_text, row.dppl_text, row.error, row.advice)
         for row in worst_rows(document)
     ]
     doubts = [escaped(printable(warning)) for warning in document.warnings]
@@ -82,7 +85,7 @@ def report_markdown(document: s.ReportDocument) -> str:
         "## Findings",
         "\n".join(findings) or "None.",
         f"## Layers that cost most in {escaped(document.format)}" if worst else "",
-        markdown(("layer", "holds", "KL·10³", "ΔPPL", "weight error"), worst, code=True)
+        markdown(("layer", "holds", "KL·10³", "ΔPPL", "weight error", "advice"), worst, code=True)
         if worst
         else "",
         "## Other formats tried" if (fixes := fix_rows(document)) else "",

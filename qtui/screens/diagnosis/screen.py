@@ -87,6 +87,10 @@ class Diagnosis(SessionScreen):
         self._drawn: Map | None = None
         self._at = (0, 0)
         """Block and kind of the cursor in the map, by their places."""
+        self._from: str | None = None
+        """The layer under the table's cursor when the map was shown last."""
+        self._arriving = False
+        """Whether the map's cursor is to go there, once it is drawn."""
         self._on = 0
         """Finding under the cursor."""
         self._in_map = True
@@ -181,6 +185,21 @@ class Diagnosis(SessionScreen):
     def _draw_map(self) -> None:
         self._mapped, self._maps = self.figures(), {}
         self._choose_map()
+
+        self._to_table_s_layer()
+
+    def arrive(self, layer: str | None) -> None:
+        """Begin at the table's layer, where that is another one than the last time."""
+        self._arriving = layer is not None and layer != self._from
+        self._from = layer
+        self._to_table_s_layer()
+
+    def _to_table_s_layer(self) -> None:
+        """Put the map's cursor on the layer that the table's is on."""
+        row = self.session.row(self._from) if self._arriving and self._from else None
+        if row is not None and self._drawn is not None:
+            self._at = self._drawn.place(self.session, row) or self._at
+            self._arriving = False
 
     def _choose_map(self) -> None:
         """Show the map of the chosen figure, drawn once until something changes."""

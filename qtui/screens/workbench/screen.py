@@ -225,6 +225,11 @@ class Workbench(SessionScreen):
             self.pane_requests.soon()
         self.log_pane.show()
 
+    @property
+    def current(self) -> str | None:
+        """The layer under the table's cursor."""
+        return self.table.current
+
     def choose_target(self, name: str) -> None:
         """Mark what an export target cannot hold; an empty name marks nothing."""
         self.marks.choose(name)

@@ -151,14 +151,12 @@ class VerdictLine(Lines):
             in_short(found, about=about, times=times, others=False),
             in_short(found, about=about, times=times, others=False, worst=False),
         ]
-        for said, helps in forms:
-            key = f"  {self.enter_key if self.here else self.take_key}" if helps else ""
-            hints = [f"{key} takes it", key, ""] if key else [""]
-            if found.mix and found.mix == self._session.changed:
-                hints = ["  (taken)", ""]
-            arrow = f" {g.arrow} " if helps else ""
-            for last in hints:
-                if cell_len(said + arrow + helps + last) <= width:
-                    return [(said, "bold"), (arrow, "$dim"), (helps, "$better"), (last, "$dim")]
-        said, helps = forms[-1]
-        return [(said, "bold"), (f" {g.arrow} " if helps else "", "$dim"), (helps, "$better")]
+        key = f"  {self.enter_key if self.here else self.take_key}"
+        hints = ["  (taken)"] if found.mix == self._session.changed else [f"{key} takes it", key]
+        arrow = f" {g.arrow} " if found.mix else ""
+        # Words of the verdict are left out before its key is.
+        tried = [(form, last) for form in forms for last in (hints if found.mix else [""])]
+        for (said, helps), last in [*tried, (forms[-1], "")]:
+            if cell_len(said + arrow + helps + last) <= width:
+                break
+        return [(said, "bold"), (arrow, "$dim"), (helps, "$better"), (last, "$dim")]

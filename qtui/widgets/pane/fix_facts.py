@@ -113,7 +113,7 @@ def _row(
     style = "bold" if chosen else "" if fix.better is None else "$dim"
     won = glyphs.unknown
     if not math.isnan(fix.recovered) and fix.format != format:
-        won = f"{fix.recovered:.0%}" if fix.recovered > LEAST_WON else f"<{LEAST_WON:.0%}"
+        won = f"{fix.recovered:.0%}" if fix.recovered > LEAST_WON else "worse"
     figures = (
         kl_words(fix, glyphs),
         glyphs.unknown if math.isnan(fix.output_error) else n.percent(fix.output_error),

@@ -69,17 +69,27 @@ async def test_findings_have_all_the_room_that_the_map_leaves(size: tuple[int, i
 
 async def test_the_cursor_of_the_map_is_on_a_layer_and_shows_it() -> None:
     async with driving(*events(), size=(120, 40)) as d:
+        d.table.go_to("model.layers.0.self_attn.q_proj")
         await d.pilot.press("D")
         await d.settled()
-        await d.pilot.press("down", "down", "right")
+        assert screen(d).current == "model.layers.0.self_attn.q_proj"  # the table's
+        await d.pilot.press("down", "right")
         assert screen(d).current == "model.layers.1.self_attn.k_proj"
+        await d.pilot.press("escape", "D")
+        await d.settled()
+        assert screen(d).current == "model.layers.1.self_attn.k_proj"  # the table's is where it was
         await d.pilot.press("enter")
         await d.settled()
         assert d.table.current == "model.layers.1.self_attn.k_proj"
+        d.table.go_to("lm_head")
+        await d.pilot.press("D")
+        await d.settled()
+        assert screen(d).current == "lm_head"
 
 
 async def test_the_cursor_of_the_map_never_rests_where_there_is_no_layer() -> None:
     async with driving(*events(), size=(120, 40)) as d:
+        d.table.go_to("model.embed_tokens")
         await d.pilot.press("D")
         await d.settled()
         for key in ("down", "right", "up", "right", "right", "left", "down", *["down"] * 9, "left"):

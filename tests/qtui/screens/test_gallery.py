@@ -32,6 +32,7 @@ async def test_visible_histograms_are_asked_for_and_shown(
     size: tuple[int, int], ascii: bool
 ) -> None:
     async with driving(*events(), size=size, ascii=ascii) as d:
+        d.table.go_to("model.embed_tokens")
         await d.pilot.press("D")
         await d.settled()
         await d.pilot.press("down", "right", "g")
@@ -54,6 +55,7 @@ async def test_visible_histograms_are_asked_for_and_shown(
 
 async def test_the_cursor_moves_and_shows_its_layer() -> None:
     async with driving(*events(), size=(120, 40)) as d:
+        d.table.go_to("model.embed_tokens")
         await d.pilot.press("D")
         await d.settled()
         await d.pilot.press("down", "g", "right", "right")
@@ -67,6 +69,7 @@ async def test_the_cursor_moves_and_shows_its_layer() -> None:
 
 async def test_the_same_key_leads_back_to_the_map() -> None:
     async with driving(*events(), size=(120, 40)) as d:
+        d.table.go_to("model.embed_tokens")
         await d.pilot.press("D")
         await d.settled()
         before = d.screen()

@@ -73,6 +73,7 @@ async def test_above_the_first_row_is_the_verdict_which_enter_takes(
     monkeypatch.setattr(widget, "LEAST", 0.0)
     async with driving(*events(), size=(80, 24)) as d:
         if screen == "diagnosis":
+            d.table.go_to(d.app.session.layers.names[0])
             await d.pilot.press("D")
             await d.settled()
         shown = d.app.screen.query_one(widget.VerdictLine)
