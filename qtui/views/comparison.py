@@ -20,6 +20,8 @@ FIGURES = 47
 """Columns of the figures behind a checkpoint's name."""
 BAR = 12
 """Cells of the bar of what a layer wins, where there is room."""
+CLIPPED = 9
+"""Columns of the share of a layer that is clipped, on wide terminals."""
 Kind: TypeAlias = Literal["checkpoint", "finding", "layer", "said", "titles"]
 ROUNDED = {"same": "same", "nearest": "nearest", "solved": "solved", "other": "other weights"}
 """How a layer was rounded, in a word or two."""
@@ -116,7 +118,10 @@ def lines_of(
     if item.kind == "titles":
         won = f"KL{glyphs.kilo} back" if compared.restored else ""
         name = fit("layer", _layer_room(width), glyphs)
-        titles = f"  {name} {'stored as':<15}{'bits':>6}{'error':>8} {'rounded':<8}{won:>11}"
+        clipped = f"{'clipped':>9}" if _has_clipping(width) else ""
+        titles = (
+            f"  {name} {'stored as':<15}{'bits':>6}{'error':>8} {'rounded':<8}{clipped}{won:>11}"
+        )
         return [[cursor, (titles, "$dim")]]
     if item.finding is not None:
         return _finding(item.finding, cursor, width, glyphs)
@@ -125,6 +130,11 @@ def lines_of(
 
 def _room(width: int) -> int:
     return max(14, width - FIGURES - 2)
+
+
+def _has_clipping(width: int) -> bool:
+    """Whether there is room for the share of a layer that is clipped."""
+    return width >= 56 + 40 + CLIPPED
 
 
 def _layer_room(width: int) -> int:
@@ -175,10 +185,14 @@ def _layer(
         (f"{fact.bits:>6.2f}{error:>8} ", style),
         (f"{fact.rounding:<8}", "$error" if fact.rounding == "other" else "$dim"),
     ]
+    clipping = CLIPPED if _has_clipping(width) else 0
+    if clipping:
+        told = "" if math.isnan(fact.clipped) else n.percent(fact.clipped)
+        words.append((f"{told:>{CLIPPED}}", style if fact.clipped > 0 else "$dim"))
     if win is not None and compared.score is not None:
         most = max(each.kl for each in compared.restored.values())
         share = win.kl / most if most > 0 else 0.0
-        left = width - room - 56 + 12
+        left = width - room - 56 + 12 - clipping
         words.append((f"{n.short(1000 * win.kl):>11} ", "$better" if win.kl > 0 else "$dim"))
         words.append((bar(share, max(0, min(BAR, left - 12)), glyphs), "$better"))
     return words

@@ -24,17 +24,19 @@ def main() -> None:
     if sys.argv[1:2] == ["--inner"]:
         print(json.dumps(measured(Path(sys.argv[2]), Path(sys.argv[3]))))
         return
-    print("blocks  original  artefact  peak above start  of the largest layer in bfloat16")
+    print("blocks  original  artefact  at start  at most  more, of the largest layer in bfloat16")
     for blocks in map(int, sys.argv[1:] or ["4", "16", "32"]):
         with tempfile.TemporaryDirectory() as home:
             original, finished = written(Path(home), blocks)
             command = [sys.executable, "-m", __spec__.name, "--inner", str(original), str(finished)]
             said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            peak = json.loads(said.splitlines()[-1])["peak"]
+            found = json.loads(said.splitlines()[-1])
+            start, peak = found["start"], found["peak"]
             sizes = [sum(f.stat().st_size for f in each.iterdir()) for each in (original, finished)]
             largest = 2 * WIDTH * INNER
-            told = [f"{size / MIB:6.0f} MiB" for size in (*sizes, peak)]
-            print(f"{blocks:6}  {'  '.join(told)}  {peak / largest:.1f} times", flush=True)
+            told = [f"{size / MIB:6.0f} MiB" for size in (*sizes, start, peak)]
+            more = (peak - start) / largest
+            print(f"{blocks:6}  {'  '.join(told)}  {more:.1f} times", flush=True)
 
 
 def written(home: Path, blocks: int) -> tuple[Path, Path]:
@@ -122,7 +124,7 @@ def measured(original: Path, finished: Path) -> dict[str, int]:
     (found,) = session.compared.values()
     assert {fact.rounding for fact in found.layers.values()} == {"nearest", "same"}
     assert artefact_findings(found) == []
-    return {"peak": _peak() - before}
+    return {"start": before, "peak": _peak()}
 
 
 def _peak() -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -160,7 +161,11 @@ def make(demo: Path, out: Path, tools: Path, cyllama: Path) -> None:
         for name in names:
             if not (out / name).exists():
                 source = plain_file if step is llama_cpp else demo
-                elsewhere(python, step.__name__, source, out / name)
+                unfinished = out / "unfinished"
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+                elsewhere(python, step.__name__, source, unfinished / name)
+                (unfinished / name).rename(out / name)
 
 
 def main() -> None:

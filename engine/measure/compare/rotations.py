@@ -25,6 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.measure.compare.folded import blocks as spans_of
+
 APART = 0.7
 """Share of a stored weight that columns of the original, each with a factor, leave unexplained: of
 weights in 2 bits up to 0.6, of weights that have nothing in common nearly 1."""
@@ -103,10 +105,13 @@ def unexplained(weight: Tensor, stored: Tensor) -> float:
         weight: ``[…, out, in]``, the original.
         stored: the same shape.
     """
-    mine, theirs = (each.reshape(-1, each.shape[-1]).double() for each in (weight, stored))
-    power = mine.square().sum(0)
-    explained = (mine * theirs).sum(0).square() / power.where(power > 0, 1.0)
-    whole = float(theirs.square().sum())
+    power, products = (torch.zeros(weight.shape[-1], dtype=torch.float64) for _ in range(2))
+    whole = 0.0
+    for _, mine, theirs in spans_of(weight, stored):
+        power += mine.square().sum(0)
+        products += (mine * theirs).sum(0)
+        whole += float(theirs.square().sum())
+    explained = products.square() / power.where(power > 0, 1.0)
     left = max(0.0, 1.0 - float(explained.sum()) / whole) if whole > 0 else 0.0
     return float(left**0.5)
 
@@ -222,10 +227,20 @@ def _of_stream(
             ("residual stream",),
             stream.doubt,
         )
-        found = unexplained(weight, turn.out_of(stored))
+        found = _left_of(weight, stored, turn)
         if found < left or not best.kinds:
             best, left = turn, found
     return best, left
+
+
+def _left_of(weight: Tensor, stored: Tensor, turn: Turn) -> float:
+    """What is left of a weight rotated back; of some rows or columns where those suffice."""
+    if turn.outputs is None:
+        return unexplained(_some(weight), turn.out_of(_some(stored)))
+    if turn.inputs is None:
+        places = torch.linspace(0, weight.shape[-1] - 1, min(ROWS, weight.shape[-1])).long()
+        weight, stored = weight[..., places], stored[..., places]
+    return unexplained(weight, turn.out_of(stored))
 
 
 def _sides(weight: Tensor, width: int) -> Iterator[tuple[bool, bool]]:

@@ -17,6 +17,8 @@ BLOCKS = 3
 """Blocks whose modules and layers are restored, where blocks came first."""
 LAYERS = (1, 2, 4, 8)
 """How many of the layers that win most are given back together."""
+LEAST = 0.01
+"""Share of KL that a layer, module or block must win to be given back for a cure."""
 MODULES = (1, 2, 4)
 """How many of the modules that win most are given back together."""
 
@@ -84,13 +86,14 @@ def sets_to_try(network: Network, found: Sequence[p.SymptomRestored]) -> list[tu
     """Layers to give back together until the symptom is gone: the fewest weights first.
 
     The layers that win most, the modules that win most, and the best block: layers that spoil each
-    other's work win little one by one.
+    other's work win little one by one. What wins next to nothing is left out, unless all does.
 
     Args:
         network: whose layers they are.
         found: everything that was given back.
     """
-    ranked = [fact for fact in order_of_wins(found) if fact.kl > 0]
+    positive = [fact for fact in order_of_wins(found) if fact.kl > 0]
+    ranked = [fact for fact in positive if fact.kl >= LEAST * fact.whole] or positive
     layers = [fact for fact in ranked if fact.by == "layer"]
     modules = [fact for fact in ranked if fact.by == "module"]
     blocks = [fact for fact in ranked if fact.by == "block"]

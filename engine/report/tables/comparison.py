@@ -11,6 +11,7 @@ from engine.report.tables.cells import figure, ppl, share
 from engine.report.tables.divergence import divergences
 from engine.report.tables.layout import escaped, markdown, paragraphs, table
 from engine.report.tables.parts import about, protocol_lines, spent
+from engine.report.tables.scatter import Point, scatter
 from engine.report.wording import counted, size
 
 HEADINGS = ["checkpoint", "stored as", "bits", "size", "KL·10³", "±", "PPL", "top-1"]
@@ -28,6 +29,7 @@ def comparison_text(document: s.CompareDocument) -> str:
         if isinstance(document.protocol, UnsetType)
         else protocol_lines(document.protocol, document.baseline),
         table(*_side_by_side(document.artefacts), {0, 1}),
+        _plot(document.artefacts),
         divergences({each.name: each.divergence for each in document.artefacts}),
         *(text for each in document.artefacts for text in _one(each)),
         spent(document.timings, document.resumed),
@@ -39,6 +41,7 @@ def comparison_markdown(document: s.CompareDocument) -> str:
     return paragraphs(
         f"# {_heading(document)}",
         markdown(*_side_by_side(document.artefacts)),
+        f"```text\n{plot}\n```" if (plot := _plot(document.artefacts)) else "",
         divergences({each.name: each.divergence for each in document.artefacts}, as_markdown=True),
         *(text for each in document.artefacts for text in _one_markdown(each)),
         "## Protocol",
@@ -47,6 +50,16 @@ def comparison_markdown(document: s.CompareDocument) -> str:
         if isinstance(document.protocol, UnsetType)
         else escaped(protocol_lines(document.protocol, document.baseline)),
     )
+
+
+def _plot(artefacts: list[s.ArtefactPart]) -> str:
+    """KL over size of those that were scored, the best first."""
+    points = [
+        Point(each.name, each.bytes, each.kl)
+        for each in artefacts
+        if not isinstance(each.kl, UnsetType) and each.kl is not None
+    ]
+    return scatter(sorted(points, key=lambda each: each.kl))
 
 
 def _heading(document: s.CompareDocument) -> str:

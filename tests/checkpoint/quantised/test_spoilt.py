@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 import torch
 from torch import Tensor
 
-from engine.checkpoint import list_layers, read_layer
+from engine.checkpoint import list_layers, quantised, read_layer
 from engine.errors import CheckpointError
 from tests.checkpoint.quantised.fixtures import cases, save, tensors
 
@@ -30,6 +32,18 @@ CASES = (
     ("transformers", "deepseek-fp4"),
     ("exllamav3", "3-mul1"),
     ("exllamav3", "4-3inst-signs"),
+    ("gptqmodel", "gptq-4-asym-g32-act"),
+    ("autoawq", "gemm-g32"),
+    ("autoawq", "gemv_fast-g32"),
+    ("bitsandbytes", "nf4-64-nested-32x64"),
+    ("bitsandbytes", "int8"),
+    ("hqq", "4-g32-axis1-bfloat16"),
+    ("model-optimizer", "nvfp4"),
+    ("model-optimizer", "int4-awq"),
+    ("compressed-tensors", "pack-4-asym-g32"),
+    ("compressed-tensors", "nvfp4"),
+    ("compressed-tensors", "float-8-block16"),
+    ("transformers", "bitlinear"),
 )
 SPOIL: dict[str, Callable[[Tensor], Tensor | None]] = {
     "missing": lambda _: None,
@@ -40,6 +54,12 @@ SPOIL: dict[str, Callable[[Tensor], Tensor | None]] = {
     "nothing": lambda tensor: tensor.flatten()[:0],
     "int64": lambda tensor: torch.zeros(tensor.shape, dtype=torch.int64),
     "float64": lambda tensor: torch.zeros(tensor.shape, dtype=torch.float64),
+    "all bits set": lambda tensor: (
+        torch.full_like(tensor.reshape(-1).contiguous().view(torch.uint8), 255)
+        .view(tensor.dtype)
+        .reshape(tensor.shape)
+    ),
+    "all bits clear": torch.zeros_like,
 }
 
 
@@ -66,3 +86,21 @@ def test_it_is_refused_in_a_sentence_or_read(tool: str, name: str, tmp_path: Pat
                 refused.append((folder, str(error)))
     assert len(refused) > 4
     assert all(str(folder) in sentence for folder, sentence in refused)
+
+
+def test_every_reader_is_here(tmp_path: Path) -> None:
+    found: set[str | None] = set()
+    for tool, name in CASES:
+        case = cases(tool)[name]
+        config = dict(case["config"])
+        more = config.pop("", {})
+        folder = tmp_path / f"{tool}-{name}"
+        checkpoint = save(folder, tensors(case), config or None, case.get("metadata"), **more)
+        found |= {row.reader for row in list_layers(checkpoint)}
+    modules = [
+        import_module(each.name)
+        for each in iter_modules(quantised.__path__, f"{quantised.__name__}.")
+    ]
+    every = {each.READER.name for each in modules if hasattr(each, "READER")}
+    # Experts are in `tests/faults/traits`; integers without a scale are refused.
+    assert every - found == {"mxfp4", "a quantiser of integers"}

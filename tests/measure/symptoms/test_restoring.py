@@ -14,7 +14,7 @@ from engine import protocol as p
 from engine.diagnosis.of_symptoms import Shown
 from engine.measure.counts import JobCounts
 from engine.measure.symptoms.restoring import Failing, Restoring
-from engine.measure.symptoms.units import BLOCKS, Unit, units_first, units_within
+from engine.measure.symptoms.units import BLOCKS, Unit, sets_to_try, units_first, units_within
 from engine.model.load import load_network
 from engine.model.network import Network
 from engine.texts.prompts import Prompt, Tokens
@@ -169,7 +169,7 @@ def test_sets_to_cure_with_have_ever_more_weights_and_leave_the_rest(network: Ne
     recipe = dict.fromkeys(network.layers, "int4")
     units = units_first(network, recipe)
     damaged = next(unit for unit in units if unit.by == "module")
-    facts = [fact(unit, 0.9 if unit is damaged else 0.01) for unit in units]
+    facts = [fact(unit, 0.9 if unit is damaged else 0.02) for unit in units]
     restoring = Restoring(
         network, [failing(*TEXTS[0])], {name: network.weight(name) for name in recipe},
         recipe="r", key="k", budget=0, counts=JobCounts(),
@@ -181,3 +181,7 @@ def test_sets_to_cure_with_have_ever_more_weights_and_leave_the_rest(network: Ne
         sizes.append(sum(network.weight(name).numel() for name in layers))
     assert sizes == sorted(sizes)
     assert set(damaged.layers) in [set(layers) for layers, _ in restoring.cures(facts)]
+    facts = [fact(unit, 0.9 if unit is damaged else 0.001) for unit in units]
+    assert sets_to_try(network, facts) == [tuple(sorted(damaged.layers))]
+    little = [fact(unit, 0.001) for unit in units]
+    assert len(sets_to_try(network, little)) > 1  # damage that is spread over all layers

@@ -32,6 +32,7 @@ def layer(
     return p.ArtefactLayer(
         artefact=artefact, layer=name, holds="int4-g128", bits=4.28, error=error,
         rounding=rounding, displaced=0.0, steps=0.29 if rounding == "nearest" else 4.0,
+        clipped=0.031,
     )  # fmt: skip
 
 
@@ -90,6 +91,7 @@ async def test_the_best_comes_first_and_the_one_read_last_is_open() -> None:
             worst = next(line for line in lines if "int4-g128" in line)
             assert "0 mlp.down_proj" in worst, "what giving back wins most comes first"
             assert "460" in worst
+            assert ("3.1%" in worst) == (size[0] > 110), "clipped, where there is room"
             assert max(len(line) for line in d.screen().splitlines()) <= size[0]
 
 
