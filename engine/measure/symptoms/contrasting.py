@@ -1,8 +1,8 @@
 """Prompts that fail against prompts that do not: which channels, layers and heads differ there.
 
-Every text is a prompt with what the reference wrote after it, which shows no symptom itself: what
-is found belongs to the prompt, and is not what the symptom looks like. All texts go through one
-block together, reference and recipe:
+Every text is a prompt with what the reference wrote after it, which has not the recipe's symptom:
+what is found belongs to the prompt, and is not what the symptom looks like. All texts go through
+one block together, reference and recipe:
 
     channel   mean |x| of a layer's input, in the reference
     layer     ‖x ΔWᵀ‖ / ‖x Wᵀ‖ on the reference's inputs

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from engine import protocol as p
-from engine.session import Traced, recipe_hash
+from engine.session import Session, Traced, apply, recipe_hash
 from qtui.screens.symptoms.screen import Symptoms
 from qtui.views.symptoms import Prompts, column, contrast_lines
 from qtui.views.text import PLAIN, UNICODE
@@ -231,3 +231,23 @@ def test_a_column_breaks_lines_and_keeps_to_its_width() -> None:
         lines, _ = column(text, text, width, UNICODE)
         assert ["".join(piece for piece, _ in line) for line in lines] == broken
         assert "".join(broken).replace(" ", "") == text.replace(" ", "")
+
+
+def test_causes_of_prompts_continued_otherwise_are_not_shown() -> None:
+    session = Session()
+    sampled = msgspec.structs.replace(HOW, temperature=1.0)
+    found = p.Symptoms(recipe=RECIPE, prompts=("a", "b"), failing="k")
+    again = p.FindSymptoms(prompts=("prompt a", "prompt b"), sampling=sampled)
+    prompts = Prompts()
+    for event in (
+        begun(), FACTS, CURED,
+        p.JobEnded(
+            job="symptoms-1", kind="symptoms", status="done", result=msgspec.to_builtins(found)
+        ),
+    ):  # fmt: skip
+        apply(session, event)
+    prompts.take(session)
+    assert prompts.traced is not None
+    apply(session, msgspec.structs.replace(begun(), job="symptoms-2", command=again))
+    prompts.take(session)
+    assert prompts.traced is None
