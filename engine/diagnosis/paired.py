@@ -44,7 +44,7 @@ def student(freedom: int, interval: float = 0.95) -> float:
     """Half of an interval of Student's t, in standard errors.
 
     Hill's expansion (1970, "Algorithm 396: Student's t-quantiles", Communications of the ACM 13),
-    right to a millionth; exact for one and two degrees of freedom.
+    right to a hundred-thousandth; exact for one and two degrees of freedom.
 
     Args:
         freedom: degrees of freedom, at least 1.

@@ -640,7 +640,7 @@ class SymptomCure(Fact, frozen=True, gc=False, kw_only=True):
 class SymptomContrast(Fact, frozen=True, gc=False, kw_only=True):
     """Prompts that show a symptom against prompts that do not: what differs inside the model.
 
-    On each prompt with what the reference wrote after it: a text that shows no symptom itself.
+    On each prompt with what the reference wrote after it: a text without the recipe's symptom.
     """
 
     recipe: str
@@ -649,7 +649,7 @@ class SymptomContrast(Fact, frozen=True, gc=False, kw_only=True):
     failing: int
     """Prompts that show a symptom which the reference does not."""
     healthy: int
-    """Prompts that do not; without any there are only heads, by their divergence alone."""
+    """Prompts that do not; without any there are layers and heads by size alone."""
     channels: tuple[ContrastedChannel, ...] = ()
     """Those that differ most, first."""
     layers: tuple[ContrastedLayer, ...] = ()

@@ -7,7 +7,7 @@ from msgspec import UNSET
 from engine import protocol as p
 from engine.report import schema as s
 from engine.report.comparison_parts import divergence_part
-from engine.report.symptom_parts import prompt_set_part
+from engine.report.symptom_parts import formats_of, prompt_set_part
 from engine.report.task_parts import task_part
 from engine.report.text_parts import text_part
 from engine.session import Job, Session
@@ -20,6 +20,8 @@ def asked_parts(session: Session) -> list[s.AskedPart]:
     texts: dict[str, dict[str, s.TextPart]] = {}
     tables: dict[str, p.DivergenceTable] = {}
     prompts: dict[str, dict[p.Sampling, dict[str, None]]] = {}
+    failing: dict[tuple[str, p.Sampling], str] = {}
+    formats: dict[str, list[str]] = {}
     for job in session.jobs.values():
         if job.status != "done" or not job.result:
             continue
@@ -28,11 +30,14 @@ def asked_parts(session: Session) -> list[s.AskedPart]:
             if not found.tasks and not found.prompts and found.divergence is None:
                 continue
             names[found.recipe] = _called(session, job, job.command)
+            formats[found.recipe] = formats_of(session, job.command)
             if found.prompts:
                 sets = prompts.setdefault(found.recipe, {})
                 sets[job.command.sampling] = dict.fromkeys(
                     [*sets.get(job.command.sampling, ()), *found.prompts]
                 )
+            if found.failing:
+                failing[found.recipe, job.command.sampling] = found.failing
             answered = {each.name: task_part(each) for each in found.tasks}
             tasks.setdefault(found.recipe, {}).update(answered)
             if found.divergence is not None:
@@ -46,7 +51,14 @@ def asked_parts(session: Session) -> list[s.AskedPart]:
         s.AskedPart(
             recipe=name,
             prompts=[
-                prompt_set_part(session, recipe, list(keys), how)
+                prompt_set_part(
+                    session,
+                    recipe,
+                    formats[recipe],
+                    list(keys),
+                    how,
+                    failing.get((recipe, how), ""),
+                )
                 for how, keys in prompts.get(recipe, {}).items()
             ]
             or UNSET,

@@ -14,7 +14,6 @@ from engine.diagnosis.of_symptoms import alarms, rates, shown
 from engine.diagnosis.serving import Serving
 from engine.errors import EngineError
 from engine.formats.grammar import needs_calibration, parse_format
-from engine.recipes.given import as_evaluated, formats_given, names_recipe
 from engine.report import schema as s
 from engine.report.asked_parts import asked_parts
 from engine.report.calibration_parts import compared_sets, set_parts
@@ -49,6 +48,7 @@ from engine.report.sweep_parts import (
 from engine.report.symptom_parts import (
     cause_part,
     contrast_part,
+    formats_of,
     prompt_part,
     rate_part,
     restored_part,
@@ -263,8 +263,7 @@ def symptoms_document(
     job = job or _last(session, "symptoms")
     command, found = job.command, job.read(p.Symptoms)
     assert isinstance(command, p.FindSymptoms)
-    of = formats_given(as_evaluated(command)) if names_recipe(command) else session.changed.values()
-    known = session.continued.get(found.recipe, {})
+    of, known = formats_of(session, command), session.continued.get(found.recipe, {})
     prompts = shown([known[each] for each in found.prompts if each in known])
     traced = session.traced.get(found.recipe)
     if traced is not None and traced.prompts != found.failing:
@@ -283,7 +282,7 @@ def symptoms_document(
         prompts=[prompt_part(each) for each in prompts],
         restored=[] if traced is None else [restored_part(each) for each in traced.ranked()],
         contrast=_contrast(traced),
-        causes=[cause_part(each) for each in causes(session, prompts, traced, list(of))],
+        causes=[cause_part(each) for each in causes(session, prompts, traced, of)],
         tasks=[task_part(each) for each in found.tasks],
         divergence=UNSET if found.divergence is None else divergence_part(found.divergence),
         timings=_timings(job),

@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
 from engine import protocol as p
 from engine.report import wording as n
@@ -60,7 +61,9 @@ def model_card(session: Session, recipe: Mapping[str, str], asked: p.Export) -> 
 
 def _front(source: str) -> str:
     """What a hub reads: the model that this one was made from, where that is one of a hub."""
-    based = f"base_model: {source}\n" if HUB.fullmatch(source) else ""
+    # A folder goes before a repository of the same name, as when a model is opened.
+    of_a_hub = HUB.fullmatch(source) and not Path(source).exists()
+    based = f"base_model: {source}\n" if of_a_hub else ""
     return f"---\n{based}tags:\n- quantized\n---\n"
 
 

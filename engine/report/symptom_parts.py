@@ -10,6 +10,7 @@ from engine import protocol as p
 from engine.diagnosis.causes import Cause, causes
 from engine.diagnosis.detectors import Symptom
 from engine.diagnosis.of_symptoms import KindRate, Shown, alarms, rates, shown
+from engine.recipes.given import as_evaluated, formats_given, names_recipe
 from engine.report import schema as s
 from engine.report.json import finite
 from engine.session import Session
@@ -73,23 +74,38 @@ EXAMPLES = 4
 """Prompts with a symptom that a report shows."""
 
 
+def formats_of(session: Session, command: p.FindSymptoms) -> list[str]:
+    """Formats of the recipe whose prompts were continued: those named, else the session's."""
+    named = names_recipe(command)
+    return list(formats_given(as_evaluated(command)) if named else session.changed.values())
+
+
 def prompt_set_part(
-    session: Session, recipe: str, keys: Sequence[str], how: p.Sampling
+    session: Session,
+    recipe: str,
+    formats: Sequence[str],
+    keys: Sequence[str],
+    how: p.Sampling,
+    of_failing: str,
 ) -> s.PromptSetPart:
     """Prompts that a recipe continued in one way.
 
     Args:
         session: has their facts.
         recipe: its hash.
+        formats: of its layers.
         keys: of the prompts.
         how: they were continued.
+        of_failing: the key of those that were traced to layers; see `p.Symptoms.failing`.
     """
     known = session.continued.get(recipe, {})
     prompts = shown([known[each] for each in keys if each in known])
     failing = alarms(prompts)
-    traced = session.traced.get(recipe) if failing else None
+    traced = session.traced.get(recipe)
+    if traced is not None and traced.prompts != of_failing:
+        traced = None  # of other texts
     contrast = None if traced is None else traced.contrast
-    found = causes(session, prompts, traced, list(session.changed.values()))
+    found = causes(session, prompts, traced, formats)
     return s.PromptSetPart(
         sampling=sampling_part(how, session.settings.seed),
         prompts=len(prompts),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import zip_longest
+from textwrap import wrap
 from typing import TYPE_CHECKING, ClassVar, get_args
 
 from textual import events
@@ -14,7 +15,7 @@ from textual.screen import ModalScreen
 from engine.protocol import Settings
 from engine.report.figures.registry import column_figures, filter_figures
 from qtui.actions import Action, Group, bindings
-from qtui.views.text import BELOW, DOUBT, Glyphs, fit
+from qtui.views.text import BELOW, DOUBT, Glyphs
 from qtui.widgets.frame.status import key_names
 from qtui.widgets.line import Lines, PlainScrollBar, Words, cells
 from qtui.widgets.table.cells import TableStyle
@@ -139,13 +140,18 @@ class Help(Overlay):
     def _group(self, group: Group) -> list[Words]:
         found = [action for action in self.about.actions if action.group == group]
         title: Words = [(group, "bold")]
-        return [title, *(self._key(action) for action in found if action.keys), []]
+        keys = (line for action in found if action.keys for line in self._key(action))
+        return [title, *keys, []]
 
-    def _key(self, action: Action) -> Words:
+    def _key(self, action: Action) -> list[Words]:
+        """A key and its title, which goes on in further lines where the column is too narrow."""
         key = " ".join(key_names(self.about.app, action))
-        words = fit(action.title, min(len(action.title), self.LEFT - 11), self.glyphs)
-        grey = bool(self.about.why_not(action.id))
-        return [(f"{key:>8}  ", "bold $primary"), (words, "$dim" if grey else "")]
+        style = "$dim" if self.about.why_not(action.id) else ""
+        lines = wrap(action.title, self.LEFT - 11)
+        return [
+            [(f"{key if at == 0 else '':>8}  ", "bold $primary"), (line, style)]
+            for at, line in enumerate(lines)
+        ]
 
 
 def _filters() -> list[Words]:

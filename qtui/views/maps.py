@@ -18,7 +18,7 @@ STEPS = 5
 """Shades."""
 RANGE = 100.0
 """A value of this share of the largest, or less, has the lightest shade at any rate."""
-UNICODE_SHADES = " ░▒▓█"
+UNICODE_SHADES = "·░▒▓█"
 ASCII_SHADES = ".:+*#"
 WHOLE = "other"
 """Row of head and embedding."""
@@ -145,7 +145,6 @@ def map_lines(
     for kind in found.kinds:
         heads.append((heading(kind, each - 1, glyphs) + " ", "$dim"))
     lines = [heads]
-    shades = ASCII_SHADES if glyphs.ascii else UNICODE_SHADES
     for y in range(top, min(len(found.blocks), top + height - 1)):
         block = found.blocks[y]
         name = WHOLE if block < 0 else str(block)
@@ -161,9 +160,7 @@ def map_lines(
                 drawn, tone = "?".center(each - 1), "$dim"
             else:
                 step = found.step(value)
-                drawn, tone = shades[step] * (each - 1), f"$heat-{step + 1}"
-                if step == 0 and not glyphs.ascii:
-                    drawn = glyphs.unknown * (each - 1)
+                drawn, tone = _shade(step, glyphs) * (each - 1), f"$heat-{step + 1}"
             if at != (y, x):
                 words.append((drawn, tone))
             elif len(drawn) < 3:
@@ -173,6 +170,11 @@ def map_lines(
             words.append((" ", ""))
         lines.append(words)
     return lines
+
+
+def _shade(step: int, glyphs: Glyphs) -> str:
+    """What a step is drawn with: the lightest as a dot, since a blank would look like a gap."""
+    return (ASCII_SHADES if glyphs.ascii else UNICODE_SHADES)[step]
 
 
 def heading(kind: str, width: int, glyphs: Glyphs) -> str:
@@ -189,13 +191,12 @@ def heading(kind: str, width: int, glyphs: Glyphs) -> str:
 
 def scale_line(found: Map, glyphs: Glyphs) -> Words:
     """What the shades stand for."""
-    shades = ASCII_SHADES if glyphs.ascii else UNICODE_SHADES
     text = found.figure.quantity.text
     first, space, rest = found.figure.title.partition(" ")
     kilo = glyphs.kilo if found.figure.quantity.thousandths else ""
     words: Words = [(f"{first}{kilo}{space}{rest}: ", "$dim")]
-    for step in range(1, STEPS):
-        words.append((shades[step], f"$heat-{step + 1}"))
+    for step in range(STEPS):
+        words.append((_shade(step, glyphs), f"$heat-{step + 1}"))
     most = text(found.largest) if found.largest else "0"
     words.append((f" {text(found.least)} to {most}, by logarithm", "$dim"))
     return words

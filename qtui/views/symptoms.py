@@ -57,7 +57,7 @@ class Prompts:
         if self.job is None:
             return
         self.rows = [Row(each.fact.id, each) for each in self._facts(session, jobs)]
-        self.traced = session.traced.get(self.job.recipe)
+        self.traced = self._traced(session, jobs)
         live = session.continuing
         if live is not None and live.job == self.job.id:
             there = {row.id for row in self.rows}
@@ -84,6 +84,17 @@ class Prompts:
             found.append(old)
         return found
 
+    def _traced(self, session: Session, jobs: Sequence[Job]) -> Traced | None:
+        """What causes the symptoms, unless those of prompts that were continued in another way."""
+        last = jobs[-1]
+        traced = session.traced.get(last.recipe)
+        others = {
+            job.read(p.Symptoms).failing
+            for job, command in zip(jobs, self.asked, strict=True)
+            if command.sampling != self.asked[-1].sampling and job.status == "done" and job.result
+        }
+        return None if traced is None or traced.prompts in others else traced
+
     @property
     def shown(self) -> list[Shown]:
         """Those that are done."""
@@ -102,7 +113,7 @@ def summary(prompts: Prompts, width: int, glyphs: Glyphs) -> list[Words]:
     failing = len(alarms(done))
     said = (
         f"{how(done[0].fact.sampling)}: {n.counted(len(done), 'prompt')}, {failing} with a symptom "
-        "that the reference has not"
+        "of the recipe alone"
     )
     lines: list[Words] = [[(fit(said, width, glyphs), "$finding" if failing else "$dim")]]
     seen = [

@@ -22,6 +22,7 @@ def on_few_tokens(source: str, **given: Any) -> Model:
     return open_model(source, **({**given, "tokens": FEW} if "tokens" in given else given))
 
 
+@pytest.mark.usefixtures("checked_here")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_examples_run(page: Path, own_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)

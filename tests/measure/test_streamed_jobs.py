@@ -80,7 +80,7 @@ REFUSED: dict[str, tuple[p.Command, str]] = {
     ),
     "texts": (
         p.MeasureTexts(format="int4-g32"),
-        "several texts.* streamed from disk: evaluate one",
+        f"several texts, and figures by position, {WHOLE}.*evaluate one",
     ),
     "own samples": (
         p.Calibrate(sets=("own",), method="int4-g32+gptq", samples=(2,)),

@@ -386,6 +386,19 @@ async def test_help_explains_the_marks_and_fits_its_columns() -> None:
         assert any("Move" in line and "Recipe" in line for line in screen.splitlines())
 
 
+async def test_help_shows_long_titles_whole_in_further_lines() -> None:
+    async with driving(*r.opening(), size=(80, 100)) as d:
+        await d.pilot.press("question_mark")
+        await d.pilot.pause()
+        screen = d.screen()
+        titles = [action.title for action in d.bench.actions if action.keys]
+        assert any(len(title) > 30 for title in titles)
+        words = {word for title in titles for word in title.split()}
+        assert not {word for word in words if word not in screen}
+        keys = screen[: screen.index("Reading the screen")]
+        assert d.bench.glyphs.ellipsis not in keys
+
+
 async def test_digits_in_a_row_are_one_entry_of_the_key_bar() -> None:
     keys = {key: f"int{key}-g128" for key in "23456"} | {"8": "int8", "f": "kept"}
     profile = msgspec.structs.replace(r.PROFILE, keys=keys)

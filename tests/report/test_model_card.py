@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from engine import protocol as p
 from engine.recipes.file import read_recipe
@@ -59,6 +60,14 @@ def test_the_command_writes_it_again() -> None:
     assert "base_model" not in card
     session.source = "org/base"
     assert model_card(session, session.recipe(), ASKED).startswith("---\nbase_model: org/base\n")
+
+
+def test_a_folder_is_no_model_of_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = full()
+    session.source = "models/base"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    assert "base_model" not in model_card(session, session.recipe(), ASKED)
 
 
 def test_names_of_a_checkpoint_are_text() -> None:

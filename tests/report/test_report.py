@@ -244,7 +244,7 @@ def test_prompts_that_were_continued_are_in_every_form() -> None:
     for form in (page.text, text_form):
         section = " ".join(form.split("Prompts, tasks and texts of")[1].split())
         for said in (
-            "2 prompts, 64 new tokens, greedy: 1 texts are the same, 1 with a symptom",
+            "2 prompts, 64 new tokens, greedy: 1 text the same, 1 with a symptom",
             f"{prompts.LAYER} given back: the symptom is gone",
             f"tried, cures it: keep {prompts.LAYER}",
             "1 prompt that fails, against 5 that do not",

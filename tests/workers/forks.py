@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from engine import protocol as p
@@ -54,6 +54,8 @@ class Doom:
     after: int
     """Events of such a command."""
     signal: signal.Signals
+    before: Callable[[], None]
+    """Called just before."""
 
 
 class ForkedWorker(LocalWorker):
@@ -67,13 +69,18 @@ class ForkedWorker(LocalWorker):
 
     def run(self, command: p.AnyCommand) -> Iterator[p.AnyEvent]:
         self.commands.append(command)
-        for number, event in enumerate(super().run(command)):
+        self._meet(type(command), 0)
+        for number, event in enumerate(super().run(command), 1):
             yield event
-            for doom in list(self.dooms):
-                if doom.during is type(command) and doom.after == number:
-                    self.dooms.clear()
-                    assert self.pid is not None
-                    os.kill(self.pid, doom.signal)
+            self._meet(type(command), number)
+
+    def _meet(self, during: type[p.Command], after: int) -> None:
+        for doom in list(self.dooms):
+            if doom.during is during and doom.after == after:
+                self.dooms.clear()
+                assert self.pid is not None
+                doom.before()
+                os.kill(self.pid, doom.signal)
 
     def _started(self, theirs: socket.socket) -> Process:
         return _Fork(theirs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -113,11 +114,11 @@ def small(prose: Path, **given: object) -> p.Settings:
 
 
 @pytest.mark.parametrize(
-    ("during", "after", "end"),
+    ("during", "end"),
     [
-        (p.SumWindows, 2, signal.SIGKILL),
-        (p.MeasureUnits, 1, signal.SIGKILL),
-        (p.MeasureUnits, 0, signal.SIGSTOP),
+        (p.SumWindows, signal.SIGKILL),
+        (p.MeasureUnits, signal.SIGKILL),
+        (p.MeasureUnits, signal.SIGSTOP),
     ],
 )
 def test_a_worker_that_dies_or_hangs_loses_nothing(
@@ -125,17 +126,21 @@ def test_a_worker_that_dies_or_hangs_loses_nothing(
     prose: Path,
     started: Started,
     during: type[p.Command],
-    after: int,
     end: signal.Signals,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Patience, "LEAST", 3.0)
+    def impatient() -> None:  # only now: until then a busy machine may take its time
+        monkeypatch.setattr(Patience, "LEAST", 0.5)
+        monkeypatch.setattr(Patience, "FACTOR", 1.0)
+
     alone, _ = swept(source, small(prose), p.Sweep())
-    started.dooms.append(Doom(during, after, end))
+    after = random.Random().randrange(2)
+    started.dooms.append(Doom(during, after, end, impatient))
     shared, events = swept(source, small(prose, workers="3"), p.Sweep())
     assert not started.dooms
-    assert shared == alone
-    said = [event.message for event in events if isinstance(event, p.Notice)]
-    assert any("the others go on without it" in each for each in said), said
+    assert shared == alone, f"ended after {after}"
+    if after == 0:  # else it may have had nothing more to do
+        said = [event.message for event in events if isinstance(event, p.Notice)]
+        assert any("the others go on without it" in each for each in said), said
     measured = [fact for fact in facts(events, p.Sensitivity) if isinstance(fact, p.Sensitivity)]
     assert len(measured) == len({fact.layer for fact in measured})

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from engine import protocol as p
-from engine.errors import UsageError
 from engine.formats.grammar import Format, parse_format
 from engine.measure.by_text.positions import PositionSums, buckets, by_position
 from engine.measure.calibrating.windows import EvaluationText, evaluation_texts
@@ -18,6 +17,7 @@ from engine.measure.evaluation.divergence import Tally, mean_with_error, perplex
 from engine.measure.evaluation.evaluate import evaluate, run_reference
 from engine.measure.preemption import repeated
 from engine.measure.symptoms.weights import recipe_weights
+from engine.measure.whole_model import refuse_streamed
 from engine.model.load import load_tokenizer
 from engine.model.network import Held
 from engine.model.quiet import quiet
@@ -46,12 +46,10 @@ def measure_texts(
         TextError: a text cannot be read, or does not fill a window.
         OutOfMemoryError: the recipe's weights do not fit beside the model.
     """
-    if loaded.network.streamed:
-        raise UsageError(
-            "several texts, and figures by position, need the whole model in memory, and this one "
-            "is streamed from disk: evaluate one text at a time, or choose --dtype bf16 or a "
-            "device with more memory"
-        )
+    refuse_streamed(
+        loaded.network, "several texts, and figures by position,", "once for every few windows",
+        "evaluate one text at a time",
+    )  # fmt: skip
     whole = yield from evaluate(loaded, layers, job)
     counts = JobCounts(timings={"load_s": loaded.load_s}, job=job)
     opened, settings = loaded.opened, loaded.settings

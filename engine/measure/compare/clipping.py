@@ -2,9 +2,9 @@
 
 A grid of integers or of a table ends at its first and last code. An original weight more than half
 a step beyond was clipped. Where no weight was, the scale is the largest weight of its group over a
-number that tells the quantiser: in 4 bits 7 (AWQ without zero points), 7.5 (compressed-tensors,
-GPTQ, torchao), 8 (AutoRound, llama.cpp), or the range over 15 with zero points. Scales that were
-searched for are of no such number.
+number that tells the quantiser: in 4 bits 7 (AWQ without zero points, Model Optimizer), 7.5
+(compressed-tensors, GPTQ, AutoRound, torchao), 8 where the largest weight takes the lowest code, or
+the range over 15 with zero points. Scales that were searched for are of no such number.
 """
 
 from __future__ import annotations

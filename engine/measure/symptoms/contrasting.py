@@ -1,8 +1,8 @@
 """Prompts that fail against prompts that do not: which channels, layers and heads differ there.
 
-Every text is a prompt with what the reference wrote after it, which shows no symptom itself: what
-is found belongs to the prompt, and is not what the symptom looks like. All texts go through one
-block together, reference and recipe:
+Every text is a prompt with what the reference wrote after it, which has not the recipe's symptom:
+what is found belongs to the prompt, and is not what the symptom looks like. All texts go through
+one block together, reference and recipe:
 
     channel   mean |x| of a layer's input, in the reference
     layer     ‖x ΔWᵀ‖ / ‖x Wᵀ‖ on the reference's inputs
@@ -97,6 +97,8 @@ class Contrasting:
         if self._both:
             self._channel_labels = Labellings(failing)
         self._why = why_no_attention(network)
+        self._left_out: dict[str, int] = {}
+        """How many layers of blocks are not compared, by what they are."""
         self._channels: list[p.ContrastedChannel] = []
         self._errors: dict[str, list[float]] = {}
         self._heads: dict[tuple[int, int, int], list[float]] = {}
@@ -113,6 +115,7 @@ class Contrasting:
         if self._network.resumable:
             yield from self._blocks()
         failing = int(self._failing.sum())
+        left_out = ", ".join(f"{what} ({many})" for what, many in self._left_out.items())
         return p.SymptomContrast(
             recipe=recipe,
             prompts=prompts,
@@ -121,7 +124,7 @@ class Contrasting:
             channels=tuple(self._listed_channels()),
             layers=tuple(self._contrasted_layers()),
             heads=tuple(self._contrasted_heads()),
-            why=self._why,
+            why="; ".join(filter(None, [self._why, left_out and f"not compared: {left_out}"])),
         )
 
     def _blocks(self) -> Generator[p.AnyEvent | None, None, None]:
@@ -154,17 +157,26 @@ class Contrasting:
         found = {}
         for name, held in here.items():
             layer = self._network.layers[name]
-            if layer.block != block or layer.role == "experts" or layer.repeated:
+            if layer.block != block:
                 continue
-            if why_unseen(self._network, name) is not None:
+            if what := self._why_left_out(name, held):
+                self._left_out[what] = self._left_out.get(what, 0) + 1
                 continue
-            if isinstance(held, StandIn):
-                if held.inputs is not None:
-                    continue
-                held = held.weight
+            held = held.weight if isinstance(held, StandIn) else held
             weight = self._network.weight(name)
             found[name] = held.to(weight.device, weight.dtype).float() - weight.float()
         return found
+
+    def _why_left_out(self, name: str, held: Tensor | StandIn) -> str:
+        """What a layer is whose inputs do not tell its error; empty if they do."""
+        layer = self._network.layers[name]
+        if layer.role == "experts":
+            return "layers of experts"
+        if layer.repeated or why_unseen(self._network, name) is not None:
+            return "layers whose inputs cannot be watched, or that several blocks share"
+        if isinstance(held, StandIn) and held.inputs is not None:
+            return "layers whose inputs are changed as well"
+        return ""
 
     @torch.no_grad()
     def _watched(self, block: int, one: Lane, other: Lane, apart: Mapping[str, Tensor]) -> _Seen:

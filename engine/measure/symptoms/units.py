@@ -36,6 +36,8 @@ class Unit:
 def units_first(network: Network, recipe: Mapping[str, str]) -> list[Unit]:
     """What is restored first: every layer and module, or of many layers blocks and those outside.
 
+    Of a block with one layer that layer, which can then be given back with those of other blocks.
+
     Args:
         network: whose layers they are.
         recipe: its layers are those that are not kept.
@@ -46,7 +48,10 @@ def units_first(network: Network, recipe: Mapping[str, str]) -> list[Unit]:
     for name in recipe:
         blocks.setdefault(network.layers[name].block, []).append(name)
     found = _single(blocks.pop(None, []))
-    return [*found, *(Unit(f"block {at}", tuple(names), "block") for at, names in blocks.items())]
+    for at, names in blocks.items():
+        alone = len(names) == 1
+        found += _single(names) if alone else [Unit(f"block {at}", tuple(names), "block")]
+    return found
 
 
 def units_within(network: Network, found: Sequence[tuple[Unit, p.SymptomRestored]]) -> list[Unit]:

@@ -62,17 +62,20 @@ def prompt_tables(part: s.PromptSetPart) -> Iterator[Table]:
     how, count = part.sampling, counted(part.prompts, "prompt")
     drawn = f"temperature {figure(how.temperature, 2)}" if how.temperature else "greedy"
     title = (
-        f"{count}, {how.new_tokens} new tokens, {drawn}: {part.same} texts are the same, "
+        f"{count}, {how.new_tokens} new tokens, {drawn}: {counted(part.same, 'text')} the same, "
         f"{part.alarms} with a symptom that the reference has not"
     )
     below = cause_lines(part.causes)
+    rows, against = contrast_rows(part.contrast), contrast_title(part.contrast)
+    if against and not rows:  # says why
+        below += [against]
     for each in part.examples:
         below += ["", prompt_text(each)]
     yield Table(title, RATES, rate_rows(part.rates), "\n".join(below))
     if part.restored:
         yield Table("Given back", RESTORED, restored_rows(part.restored))
-    if rows := contrast_rows(part.contrast):
-        yield Table(contrast_title(part.contrast), CONTRAST, rows)
+    if rows:
+        yield Table(against, CONTRAST, rows)
 
 
 def asked_markdown(document: s.ReportDocument) -> list[str]:

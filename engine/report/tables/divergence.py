@@ -9,7 +9,7 @@ from msgspec import UnsetType
 from engine.protocol.divergence import DELTA_P_QUANTILES, KLD_QUANTILES
 from engine.report import schema as s
 from engine.report.characters import printable
-from engine.report.tables.layout import markdown, table
+from engine.report.tables.layout import escaped, markdown, table
 
 NAMES = {"mean": "Mean", "max": "Maximum", "median": "Median", "min": "Minimum"}
 """What llama.cpp calls a figure in front of "KLD" and "Δp"."""
@@ -30,7 +30,9 @@ def divergences(
     if not parts:
         return ""
     headings, rows = ["", *map(printable, parts)], divergence_rows(list(parts.values()))
-    return markdown(headings, rows) if as_markdown else table(headings, rows, {0})
+    if as_markdown:
+        return markdown([escaped(each) for each in headings], rows)
+    return table(headings, rows, {0})
 
 
 def divergence_rows(some: Sequence[s.DivergencePart]) -> list[list[str]]:

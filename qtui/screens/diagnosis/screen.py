@@ -14,6 +14,7 @@ from engine.diagnosis.finding import Finding
 from engine.diagnosis.findings import by_order, findings_by_check
 from engine.report.figures import Context
 from engine.report.figures.declaration import Figure
+from engine.report.figures.effects import effects
 from engine.session import Dirty, Session
 from qtui.screens.diagnosis.gallery import GalleryView
 from qtui.screens.session_screen import ActionHandler, SessionScreen
@@ -31,10 +32,12 @@ from qtui.views.maps import (
     scale_line,
     visible,
 )
-from qtui.views.text import UNICODE, Glyphs, printable, short_name
+from qtui.views.text import DOUBT, UNICODE, Glyphs, printable, short_name
 from qtui.widgets.frame.verdict import LEAST, REST, VerdictLine
 from qtui.widgets.line import Lines, Words
 
+BY_EFFECT = frozenset({"kl", "kl_per_mb"})
+"""Figures that may be estimates, which their sign says."""
 SHOWN: frozenset[Dirty] = frozenset(
     {"layers", "weights", "measured", "recipe", "baseline", "errors"}
 )
@@ -326,4 +329,8 @@ class Diagnosis(SessionScreen):
         name = printable(short_name(layers.names[row], layers.blocks[row], 2)).strip()
         value = drawn.cells[drawn.blocks[self._at[0]], drawn.kinds[self._at[1]]][0]
         said = drawn.figure.quantity.text(value) if value == value else self.glyphs.unknown
+        if drawn.figure.id in BY_EFFECT and value == value:
+            effect = effects(self.session, self._shown().key)(row)
+            if isinstance(effect, p.Estimate):
+                said = self.glyphs.about + said + (DOUBT if effect.doubt else "")
         return [(f"{name}: {said}  ", "bold"), *scale_line(drawn, self.glyphs)]

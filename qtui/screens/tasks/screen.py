@@ -33,6 +33,9 @@ ASKED = (p.FindSymptoms, p.MeasureTexts)
 """Commands whose jobs are shown while they run."""
 KINDS = ("symptoms", "texts")
 """Kinds of those jobs."""
+INTERVALS = "intervals are of 95%"
+STANDARD_ERRORS = "{g.plus_minus} standard errors, positions taken for independent, as in llama.cpp"
+"""What the uncertainties of llama.cpp's tables are."""
 
 
 class Tasks(SessionScreen):
@@ -53,7 +56,7 @@ class Tasks(SessionScreen):
         self._on = self._top = self._down = 0
         self._asked: Callable[[p.AnyCommand], None] = lambda command: None
         self._reads: Callable[[str], p.AnyCommand] = parse_texts
-        self.message.legend = ("intervals are of 95%",)
+        self.message.legend = (INTERVALS,)
 
     def compose(self) -> ComposeResult:
         """The list, the figures below it, the foot."""
@@ -113,6 +116,8 @@ class Tasks(SessionScreen):
     def _write(self) -> None:
         width = self.app.size.width - 2
         now, entry = self._now(width), self.entry
+        tables = entry is not None and entry.kind == "KLD"
+        self.message.explain(STANDARD_ERRORS.format(g=self.glyphs) if tables else INTERVALS)
         if entry is None:
             self.list.set_lines([*self._nothing(width), *now])
             self.figures.set_lines([])
@@ -148,7 +153,7 @@ class Tasks(SessionScreen):
     def _nothing(self, width: int) -> list[Words]:
         said = [
             "What the recipe changes in answers, and on other texts:",
-            "accuracy and flips of tasks, perplexity by text and by position, quantiles of KL.",
+            "accuracy and flips of tasks, perplexity by text and position, KL quantiles.",
         ]
         keys = (
             f"{self.key('tasks.answer')} names tasks, {self.key('tasks.texts')} texts, "

@@ -63,6 +63,12 @@ class Message(Lines):
         self._later = None if lasts is None else call_after(self, lasts, self.clear)
         self._write()
 
+    def explain(self, *legend: str) -> None:
+        """Show other marks and their meaning while there is no message."""
+        if legend != self.legend:
+            self.legend = legend
+            self._write()
+
     def clear(self) -> None:
         """Nothing is worth saying any more."""
         self.said = "info", ""

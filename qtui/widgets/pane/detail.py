@@ -356,9 +356,9 @@ class Detail(Vertical):
                 (value, ""),
                 (sign, "$finding"),
                 (f" {half}  ", ""),
-                (f"{effect_facts.delta(self.glyphs)} ", "$dim"),
-                (effect_facts.change(effect, self.glyphs), ""),
             ]
+            if change := effect_facts.change(effect, self.glyphs):
+                said += [(f"{effect_facts.delta(self.glyphs)} ", "$dim"), (change, "")]
             if third and cells(third) + cells(said) > width:
                 break
             third += said

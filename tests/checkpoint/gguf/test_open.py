@@ -30,6 +30,8 @@ NOT_BY_TRANSFORMERS = {
     "gemma": "it does not know the architecture",
     "phi3": "its default of a token for padding is beyond a small vocabulary",
     "gpt2": "it takes other sizes than the file's",
+    "mixtral": "it takes it for a Llama without experts",
+    "qwen3moe": "it takes no notice of the width of an expert",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from engine import protocol as p
 from engine.measure.counts import JobCounts
 from engine.measure.symptoms.contrasting import LISTED, Contrasted, Contrasting
 from engine.model.load import load_network
-from engine.model.network import Network
+from engine.model.network import Held, Network, StandIn
 from tests import constructed as c
 from tests import tiny
 
@@ -55,7 +55,7 @@ def texts(failing: str, new: int = NEW) -> list[Contrasted]:
 
 
 def contrast(
-    network: Network, given: list[Contrasted], held: dict[str, Tensor]
+    network: Network, given: list[Contrasted], held: Mapping[str, Held]
 ) -> p.SymptomContrast:
     found = run(Contrasting(network, given, held, JobCounts()).run("r", "k"))
     network.assert_at_rest()
@@ -164,6 +164,15 @@ def test_without_other_prompts_there_are_heads_and_layers_by_size_alone(network:
     assert math.isnan(found.heads[0].healthy)
     assert math.isnan(found.heads[0].chance)
     assert found.layers[0].failing == pytest.approx(1.0)
+
+
+def test_layers_whose_inputs_are_rounded_too_are_said_to_be_left_out(network: Network) -> None:
+    held: dict[str, Held] = {name: torch.zeros_like(network.weight(name)) for name in c.MLP}
+    name = c.MLP[-1]
+    held[name] = StandIn(network.weight(name), torch.round)
+    found = contrast(network, texts("t", c.TOPIC), held)
+    assert name not in {each.layer for each in (*found.layers, *found.channels)}
+    assert found.why == "not compared: layers whose inputs are changed as well (1)"
 
 
 def test_a_model_that_cannot_be_run_block_by_block_says_so(tmp_path: Path) -> None:

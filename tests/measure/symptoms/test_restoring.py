@@ -165,6 +165,17 @@ def test_of_many_layers_blocks_come_first(
     assert {unit.by for unit in within} == {"layer", "module"}
 
 
+def test_layers_that_are_alone_in_their_block_are_given_back_with_others(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.measure.symptoms.units.MANY", 1)
+    names = [next(n for n, x in network.layers.items() if x.block == block) for block in (0, 1)]
+    units = units_first(network, dict.fromkeys(names, "int4"))
+    assert units == [Unit(name, (name,), "layer") for name in names]
+    facts = [fact(unit, 0.5) for unit in units]
+    assert set(names) in [set(layers) for layers in sets_to_try(network, facts)]
+
+
 def test_sets_to_cure_with_have_ever_more_weights_and_leave_the_rest(network: Network) -> None:
     recipe = dict.fromkeys(network.layers, "int4")
     units = units_first(network, recipe)

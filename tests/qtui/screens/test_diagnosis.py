@@ -98,6 +98,18 @@ async def test_the_cursor_of_the_map_never_rests_where_there_is_no_layer() -> No
         assert screen(d).current == f"model.layers.{r.BLOCKS - 1}.self_attn.q_proj"
 
 
+async def test_the_map_names_estimates_by_their_sign_and_all_its_shades() -> None:
+    for known in False, True:
+        more = r.swept() if known else ()
+        async with driving(*events(), *more, size=(80, 24)) as d:
+            d.table.go_to("lm_head")
+            await d.pilot.press("D")
+            await d.settled()
+            (line,) = screen(d).scale.text.splitlines()
+            assert ("≈" in line.partition("KL·10³")[0]) == (not known), line
+            assert "KL·10³: ·░▒▓█ " in line
+
+
 def test_the_map_marks_where_there_are_more_blocks() -> None:
     session = clean(lm_head=20.0)
     found = map_of(Context(session, p.EffectKey("degrade", F)), figure("kl"))

@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 
 from engine import protocol as p
-from engine.session import recipe_hash
+from engine.session import Session, Traced, apply, recipe_hash
 from qtui.screens.symptoms.screen import Symptoms
-from qtui.views.symptoms import column
+from qtui.views.symptoms import Prompts, column, contrast_lines
 from qtui.views.text import PLAIN, UNICODE
 from qtui.widgets.prompt.prompt import Prompt
 from tests.qtui import replay as r
@@ -80,7 +80,7 @@ async def test_both_texts_are_side_by_side_with_a_mark_where_they_differ() -> No
             text = screen.list.text
             lines = text.splitlines()
             assert all(len(line) <= size[0] - 2 for line in lines)
-            assert "greedy, 64 tokens: 2 prompts, 1 with a symptom that the reference" in text
+            assert "greedy, 64 tokens: 2 prompts, 1 with a symptom of the recipe alone" in text
             assert "of the recipe (of the reference): loop 1 (0)" in text
             assert "a symptom of the recipe alone" in d.screen()
             mark = "!" if ascii else "▲"
@@ -190,6 +190,29 @@ async def test_the_cause_and_its_cure_are_told_and_lead_to_the_layer() -> None:
         assert d.app.screens.shown is not screen
 
 
+def test_what_differs_inside_the_model_is_told_in_lines() -> None:
+    channel = p.ContrastedChannel(
+        layer="\x1b[31mb", channel=17, failing=6.25, healthy=0.01, difference=3.0, chance=0.2
+    )
+    head = p.ContrastedHead(block=2, head=3, failing=1.5, healthy=0.02, difference=2.0, chance=0.2)
+    contrast = p.SymptomContrast(
+        recipe=RECIPE, prompts="k", failing=2, healthy=5, channels=(channel,), heads=(head,)
+    )
+    prompts = Prompts()
+    assert contrast_lines(prompts, 60, UNICODE) == []
+    prompts.traced = Traced("k", contrast=contrast)
+    lines = ["".join(text for text, _ in line) for line in contrast_lines(prompts, 60, UNICODE)]
+    assert all(len(line) <= 60 for line in lines)
+    said = " ".join(" ".join(lines).split())
+    assert said == (
+        "of 2 that fail (of 5 others): |x| \\x1b[31mb 17: 6.2 (0.01); "
+        "KL of head 3 of block 2: 1.5 (0.02)"
+    )
+    prompts.traced = Traced("k", contrast=msgspec.structs.replace(contrast, healthy=0))
+    (line,) = contrast_lines(prompts, 60, UNICODE)
+    assert "nothing to compare with" in line[0][0]
+
+
 def test_a_column_breaks_lines_and_keeps_to_its_width() -> None:
     lines, at = column("one two\nthree\tfour", "one two\nthird", 6, UNICODE)
     texts = ["".join(piece for piece, _ in line) for line in lines]
@@ -208,3 +231,23 @@ def test_a_column_breaks_lines_and_keeps_to_its_width() -> None:
         lines, _ = column(text, text, width, UNICODE)
         assert ["".join(piece for piece, _ in line) for line in lines] == broken
         assert "".join(broken).replace(" ", "") == text.replace(" ", "")
+
+
+def test_causes_of_prompts_continued_otherwise_are_not_shown() -> None:
+    session = Session()
+    sampled = msgspec.structs.replace(HOW, temperature=1.0)
+    found = p.Symptoms(recipe=RECIPE, prompts=("a", "b"), failing="k")
+    again = p.FindSymptoms(prompts=("prompt a", "prompt b"), sampling=sampled)
+    prompts = Prompts()
+    for event in (
+        begun(), FACTS, CURED,
+        p.JobEnded(
+            job="symptoms-1", kind="symptoms", status="done", result=msgspec.to_builtins(found)
+        ),
+    ):  # fmt: skip
+        apply(session, event)
+    prompts.take(session)
+    assert prompts.traced is not None
+    apply(session, msgspec.structs.replace(begun(), job="symptoms-2", command=again))
+    prompts.take(session)
+    assert prompts.traced is None

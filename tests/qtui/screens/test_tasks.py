@@ -59,12 +59,15 @@ async def test_every_task_text_and_table_is_listed_with_its_figures_below(
         await d.pilot.press("j")
         await d.until(lambda: screen.entry == screen.entries[1])
         await d.settled()
+        assert "intervals are of 95%" in screen.message.text
         places = [line for line in screen.figures.text.splitlines() if "22.5" in line]
         assert len(places) == 1
         await d.pilot.press("j")
         await d.until(lambda: screen.entry == screen.entries[2])
         await d.settled()
         assert "Mean KLD" in screen.figures.text
+        assert screen.message.text.startswith(f"{'+-' if ascii else '±'} standard errors")
+        assert "95%" not in screen.message.text
         drawn = d.screen()
         assert max(map(len, drawn.splitlines())) <= size[0]
         assert not ascii or drawn.isascii()

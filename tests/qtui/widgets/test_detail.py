@@ -397,6 +397,24 @@ async def test_three_lines_say_the_most_important() -> None:
         assert "KL·10³ 5.22 ± .57" in third
 
 
+@pytest.mark.parametrize("known", [True, False])
+async def test_three_lines_name_no_change_of_perplexity_before_there_is_a_baseline(
+    known: bool,
+) -> None:
+    events = [
+        event for event in r.opening() if known or event != p.Learned(("baseline",), (r.BASELINE,))
+    ]
+    session = told(Session(), *events, r.estimated((r.FORMAT,)))
+    shown = Detail()
+    shown.add_class("-small")
+    async with staged(shown, 80, 24) as (app, pilot):
+        shown.show(session, DOWN)
+        await pilot.pause()
+        third = app.screen_text().splitlines()[2]
+        assert "KL·10³ ≈" in third
+        assert ("ΔPPL" in third) == known
+
+
 async def test_figures_of_an_effect_do_not_touch_in_ascii() -> None:
     session = whole()
     row = session.index[DOWN]
