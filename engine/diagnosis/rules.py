@@ -134,14 +134,16 @@ def perplexity(looked: Looked) -> Iterator[Finding]:
     critical = sum(by >= limits.ppl_critical for by in increase.values())
     share = math.fsum(looked.kl[name] for name in sensitive) / looked.damage
     verdict = "finds most of the damage" if share >= HALF else "misses most of the damage"
-    said = f"{len(sensitive)} layers, {critical} of them critical, cause {share:.0%}"
+    one = len(sensitive) == 1
+    layers = "1 layer" if one else f"{len(sensitive)} layers"
+    said = f"{layers}, {critical} of them critical, cause{'s' if one else ''} {share:.0%}"
     if not sensitive:
         said = f"the worst costs +{max(increase.values(), default=0.0):.2f}"
     yield Finding(
         id="rule-perplexity",
         severity="info",
-        sentence=f"that a layer is sensitive from a perplexity of +{limits.ppl_sensitive:g} on, "
-        f"and critical from +{limits.ppl_critical:g}, {verdict} here: {said}",
+        sentence="the rule that a layer is sensitive from a perplexity of "
+        f"+{limits.ppl_sensitive:g} on, and critical from +{limits.ppl_critical:g}, {verdict} here: {said}",
         evidence={"sensitive": len(sensitive), "critical": critical, "share": share},
     )
 

@@ -237,9 +237,12 @@ def test_rules_of_thumb_hold_or_not_by_the_figures() -> None:
         "does not hold for v_proj and down_proj" in rules(v_proj=0.01, down_proj=0.01)["rule-kinds"]
     )
     assert "than most kinds holds here" in rules(v_proj=20.0, down_proj=20.0)["rule-kinds"]
+    assert rules()["rule-perplexity"].startswith("the rule that a layer is sensitive from a per")
     assert "misses most of the damage here: the worst costs +0.0" in rules()["rule-perplexity"]
     many = rules(layers__2__=3000.0)
     assert "finds most of the damage here: 7 layers" in many["rule-perplexity"]
+    single = rules(layers__2__mlp__up_proj=3000.0)
+    assert "finds most of the damage here: 1 layer, " in single["rule-perplexity"]
 
 
 def test_the_rule_of_groups_of_64_is_judged_by_ranges() -> None:
