@@ -143,7 +143,8 @@ def perplexity(looked: Looked) -> Iterator[Finding]:
         id="rule-perplexity",
         severity="info",
         sentence="the rule that a layer is sensitive from a perplexity of "
-        f"+{limits.ppl_sensitive:g} on, and critical from +{limits.ppl_critical:g}, {verdict} here: {said}",
+        f"+{limits.ppl_sensitive:g} on, and critical from +{limits.ppl_critical:g}, "
+        f"{verdict} here: {said}",
         evidence={"sensitive": len(sensitive), "critical": critical, "share": share},
     )
 
