@@ -209,7 +209,7 @@ def test_progress_and_protocol_say_that_blocks_are_read(
     steps = sweep(loaded, ["int4-g32"], "degrade", "j", exact="none")
     said = {event.detail for event in steps if isinstance(event, p.Progress)}
     assert "2 formats, reading block 1 of 3" in said or "1 format, reading block 1 of 3" in said
-    assert any(each.startswith("reading block") for each in said)
+    assert any(each.startswith("reading ") for each in said)  # not each: one a moment
 
 
 @pytest.mark.parametrize("arch", ["llama"])

@@ -11,6 +11,7 @@ from engine.formats.grammar import Format
 from engine.measure.counts import JobCounts
 from engine.measure.sweep import sweep as sensitivity
 from engine.store import keys
+from engine.workers.crew import Crew
 from engine.workspace import Loaded
 
 Found = dict[str, dict[str, p.Estimate]]
@@ -44,8 +45,9 @@ class Guesses:
         direction: p.Direction,
         counts: JobCounts,
         job: str,
+        crew: Crew | None = None,
     ) -> Generator[p.AnyEvent | None, None, Found]:
-        """As the real one is called; from the store where it has them."""
+        """As the real one is called; from the store where it has them, and by nobody else."""
         self.asked.append((tuple(map(str, formats)), direction))
         network = loaded.network
         found: Found = {}
