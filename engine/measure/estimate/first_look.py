@@ -40,7 +40,8 @@ def first_look(
 ) -> Generator[p.AnyEvent | None, None, None]:
     """Estimate every layer on the first micro-batch, for degrade.
 
-    Nothing is done where it would not be sooner, or where any estimate of all windows is known.
+    Nothing is done where it would not be sooner. Where any estimate of all windows is known, the
+    other layers have what an earlier look found, if there was one.
 
     Args:
         loaded: the model.
@@ -72,14 +73,18 @@ def first_look(
         )
         for name, format in wanted
     }
-    if not wanted or known_estimates(loaded, final)[0]:
+    if not wanted:
         return
+    have, missing = known_estimates(loaded, final)
     addresses = {
-        at: msgspec.structs.replace(key, together=(str(at[1]),), effort=f"{seen} windows").address
-        for at, key in final.items()
+        at: msgspec.structs.replace(
+            final[at], together=(str(at[1]),), effort=f"{seen} windows"
+        ).address
+        for at in missing
     }
     known = loaded.known(list(addresses.values()))
-    if len(known) == len(addresses):
+    if have or len(known) == len(addresses):
+        # A sweep that was interrupted goes on: its first look serves until all windows are there.
         yield from counts.found(list(known), list(known.values()))
         return
     each = [[one for one in wanted if one[1] == format] for format in formats]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine import protocol as p
 from engine.measure.estimate import first_look
+from engine.measure.sweep.sweep import sweep
 from engine.session import Session, apply
+from engine.store.facts import FactStore
 from tests import tiny
-from tests.drive import settings, sweeps
+from tests.drive import load, settings, sweeps
 
 ESTIMATED = ("int4-g32", "int8", "int3-g32")
 
@@ -81,3 +84,33 @@ def test_there_is_none_where_estimates_are_known(source: Path, prose: Path) -> N
     first, again = sweeps(source, many(prose), asked, asked)
     assert any("so far" in fact.doubt for fact in estimates(first))
     assert not any("so far" in fact.doubt for fact in estimates(again))
+
+
+def test_it_serves_a_sweep_that_goes_on_until_all_windows_are_there(
+    source: Path, prose: Path, tmp_path: Path
+) -> None:
+    """As after an engine that ended in the middle: what is known of the others is not lost."""
+    chosen = msgspec.structs.replace(many(prose), fresh=False)
+    store = FactStore(tmp_path / "facts")
+    loaded = load(source, store, chosen)
+
+    def told(whole: int) -> list[p.Estimate]:
+        """What a sweep announces until so many layers have an estimate of all windows."""
+        found: list[p.Estimate] = []
+        steps = sweep(loaded, ["int4-g32"], "degrade", "j", exact="none")
+        while sum("so far" not in fact.doubt for fact in found) < whole:
+            if isinstance(event := next(steps), p.Learned):
+                found += [fact for fact in event.facts if isinstance(fact, p.Estimate)]
+                if event.fresh:
+                    store.put(event.keys, event.facts)
+        steps.close()
+        return found
+
+    first = told(1)
+    looked = {fact.layer: fact for fact in first if "so far" in fact.doubt}
+    there = {fact.layer for fact in first if "so far" not in fact.doubt}
+    assert len(looked) > len(there)
+    again = told(len(there))
+    assert {fact.layer: fact for fact in again if "so far" in fact.doubt} == {
+        layer: fact for layer, fact in looked.items() if layer not in there
+    }
