@@ -52,7 +52,7 @@ def peak(folder: Path, source: Path, prose: Path, budget: str, tokens: int) -> i
 def _measured(words: tuple[str, ...], environment: dict[str, str], found: str) -> None:
     os.environ.update(environment)
     # What is freed is given back at once: what the allocator keeps in pieces depends on all before.
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     from qtui.cli import main

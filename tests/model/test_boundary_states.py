@@ -324,7 +324,7 @@ def test_resident_memory_stays_within_what_was_asked_for(tmp_path: Path) -> None
     """By what the process has of its own, the least budget first: it grows by what is kept."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", RESIDENT, str(tmp_path / "model")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 19)},
         capture_output=True,
         text=True,
         check=False,
