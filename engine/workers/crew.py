@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from engine import protocol as p
 from engine.workers.worker import Worker, WorkerLostError
 
+WAIT = 0.1
+"""Seconds to wait for workers at a time; a more urgent job may run in between."""
 GIVEN = 2
 """How many workers may be lost with a piece in hand before the engine does it itself."""
 SHARE = 4

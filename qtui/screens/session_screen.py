@@ -35,6 +35,10 @@ class ActionHandler(Protocol):
         """Why an action is not possible now; empty where it is."""
 
 
+UNCHANGED = "every layer is as stored: give some a format first"
+"""Why nothing can be asked of the recipe."""
+
+
 class SessionScreen(Screen[None]):
     """A screen that shows a session.
 

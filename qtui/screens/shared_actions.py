@@ -10,7 +10,7 @@ from engine.errors import UsageError
 from engine.session import Job, Session, running
 from qtui.actions import CHOICE, Action, Choice
 from qtui.screens.registry import screens
-from qtui.screens.session_screen import AppWide, SessionScreen
+from qtui.screens.session_screen import UNCHANGED, AppWide, SessionScreen
 from qtui.views.budgets import parse_budget
 from qtui.views.eventlog import EventLog
 from qtui.widgets.frame.status import key_names
@@ -106,6 +106,14 @@ class SharedActions:
             case "retry" if not self.screen.failed:
                 return "nothing has failed"
         return ""
+
+    def no_model(self) -> str:
+        """Why nothing can be measured yet; empty where it can."""
+        return "the model is still loading" if self.session.model is None else ""
+
+    def no_recipe(self) -> str:
+        """Why nothing can be measured of a recipe yet; empty where it can."""
+        return self.no_model() or ("" if self.session.changed else UNCHANGED)
 
     def say(self, level: p.Level, words: str) -> None:
         """Show a message at the foot."""

@@ -22,11 +22,8 @@ from engine.measure.estimate.backward_pass import BackwardPass, Done
 from engine.measure.estimate.first_order import Sums
 from engine.measure.evaluation.reference import reference_of
 from engine.service.jobs import Steps
-from engine.workers.crew import Crew
+from engine.workers.crew import WAIT, Crew
 from engine.workspace import Loaded
-
-WAIT = 0.1
-"""Seconds to wait for others at a time; a more urgent job may run in between."""
 
 Windows = tuple[int, int]
 """The first, and the one after the last."""

@@ -11,12 +11,10 @@ from engine.measure.sweep.agreement import AgreementTracker
 from engine.measure.sweep.candidates import Candidate, CandidateMeasurement, SweepTable
 from engine.measure.sweep.measured import Found, measure_all
 from engine.measure.sweep.progress import SweepProgress
-from engine.workers.crew import Crew
+from engine.workers.crew import WAIT, Crew
 
 AT_ONCE = 16
 """Units that a worker takes together at most: small ones take less time than handing them out."""
-WAIT = 0.1
-"""Seconds to wait for others at a time; a more urgent job may run in between."""
 
 
 @dataclass(eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -62,11 +62,11 @@ def units_within(network: Network, found: Sequence[tuple[Unit, p.SymptomRestored
     return [*_single(names), *_modules(network, names)]
 
 
-def _single(names: Iterator[str] | Sequence[str] | Mapping[str, str]) -> list[Unit]:
+def _single(names: Iterable[str]) -> list[Unit]:
     return [Unit(name, (name,), "layer") for name in names]
 
 
-def _modules(network: Network, names: Sequence[str] | Mapping[str, str]) -> list[Unit]:
+def _modules(network: Network, names: Iterable[str]) -> list[Unit]:
     """Direct children of blocks with several of these layers, as attention and MLP.
 
     Layers that are children themselves, as the MLP of OPT, are one unit.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qtui.actions import Action
+from qtui.screens.moving import pages, steps
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.spec import ScreenContext, ScreenSpec
 
@@ -24,12 +25,10 @@ SCREEN = ScreenSpec(
     ),
     make,
     (
-        Action("calibration.up", "up,k", "Up", "Move"),
-        Action("calibration.down", "down,j", "Down", "Move"),
+        *steps("calibration"),
         Action("calibration.left", "left,h", "Text before", "Move"),
         Action("calibration.right", "right,l", "Next text", "Move"),
-        Action("calibration.page_up", "pageup", "Page up", "Move"),
-        Action("calibration.page_down", "pagedown", "Page down", "Move"),
+        *pages("calibration"),
         Action("calibration.add", "a", "Compare sets", "Engine", "sets", rank=1, place=1),
         Action(
             "calibration.more", "plus", "Twice the samples of this set", "Engine", "more samples",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine import protocol as p
 from engine.session import running
+from qtui.screens.moving import paging, stepping
 from qtui.screens.shared_actions import SharedActions
 from qtui.views.eventlog import EventLog
 
@@ -23,12 +24,10 @@ class CalibrationActions(SharedActions):
 
     HANDLERS: ClassVar[Mapping[str, Callable[[Any], None]]] = {
         **SharedActions.HANDLERS,
-        "calibration.up": lambda do: do.sets.move(-1),
-        "calibration.down": lambda do: do.sets.move(1),
+        **stepping("calibration"),
         "calibration.left": lambda do: do.sets.move_text(-1),
         "calibration.right": lambda do: do.sets.move_text(1),
-        "calibration.page_up": lambda do: do.sets.page(-1),
-        "calibration.page_down": lambda do: do.sets.page(1),
+        **paging("calibration"),
         "calibration.add": lambda do: do.sets.ask_sets(do.ask),
         "calibration.more": lambda do: do.more(),
         "calibration.pane_down": lambda do: do.sets.scroll_pane(1),
@@ -38,8 +37,8 @@ class CalibrationActions(SharedActions):
 
     def why_not(self, id: str) -> str:
         """Why an action is not possible now; empty where it is."""
-        if id in ("calibration.add", "calibration.more") and self.session.model is None:
-            return "the model is still loading"
+        if id in ("calibration.add", "calibration.more") and (why := self.no_model()):
+            return why
         if id == "calibration.more":
             if self.sets.row is None:
                 return f"no set yet: {self.sets.key('calibration.add')} names some"

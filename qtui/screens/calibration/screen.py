@@ -10,7 +10,7 @@ from textual.containers import Container
 
 from engine import protocol as p
 from engine.errors import EngineError
-from engine.session import Dirty, Session, running
+from engine.session import Dirty, Session
 from qtui.screens.session_screen import SessionScreen
 from qtui.views.calibration import (
     METHOD,
@@ -26,7 +26,8 @@ from qtui.views.calibration import (
     texts_of,
     warnings,
 )
-from qtui.views.progress import phase_words, time_left
+from qtui.views.doing import doing, visible
+from qtui.views.progress import phase_words
 from qtui.views.text import UNICODE, Glyphs, Words, fit, printable
 from qtui.widgets.line import Lines
 from qtui.widgets.prompt.prompt import Prompt, open_prompt
@@ -168,22 +169,15 @@ class Calibration(SessionScreen):
         wide = self.against.content_size.width or self.app.size.width - 2
         lines = warnings(session, row, self.method, self.text, wide, glyphs)
         height = max(1, self.against.size.height)
-        self._down = max(0, min(self._down, len(lines) - height))
-        shown = lines[self._down : self._down + height]
-        if self._down + height < len(lines):
-            key = self.key("calibration.pane_down")
-            shown[-1] = [(f"{len(lines) - self._down - height + 1} more lines: {key}", "$dim")]
+        self._down, shown = visible(lines, self._down, height, self.key("calibration.pane_down"))
         self.against.set_lines(shown)
 
     def _now(self, width: int) -> list[Words]:
         """What a comparison of sets is doing, if one is running."""
-        for job in running(self.session):
-            if isinstance(job.command, p.Calibrate):
-                count = f"{job.done:,.0f}/{job.total:,}" if job.total else ""
-                parts = (phase_words(job), printable(job.subject), count, time_left(job))
-                said = "  ".join(part for part in parts if part)
-                return [[(fit(said, width, self.glyphs), "$primary")]]
-        return []
+        return doing(
+            self.session, (p.Calibrate,), width, self.glyphs,
+            lambda job: (phase_words(job), printable(job.subject)),
+        )  # fmt: skip
 
     def _nothing(self) -> list[Words]:
         key = self.key("calibration.add")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qtui.actions import Action
+from qtui.screens.moving import pages, steps
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.spec import ScreenContext, ScreenSpec
 
@@ -24,10 +25,8 @@ SCREEN = ScreenSpec(
     ),
     make,
     (
-        Action("comparison.up", "up,k", "Up", "Move"),
-        Action("comparison.down", "down,j", "Down", "Move"),
-        Action("comparison.page_up", "pageup", "Page up", "Move"),
-        Action("comparison.page_down", "pagedown", "Page down", "Move"),
+        *steps("comparison"),
+        *pages("comparison"),
         Action(
             "comparison.show", "enter", "Open it, or show the layer", "View", "show", rank=1,
             place=1,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine import protocol as p
 from engine.session import running
+from qtui.screens.moving import paging, stepping
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.shared_actions import SharedActions
 from qtui.views.eventlog import EventLog
@@ -28,10 +29,8 @@ class ComparisonActions(SharedActions):
 
     HANDLERS: ClassVar[Mapping[str, Callable[[Any], None]]] = {
         **SharedActions.HANDLERS,
-        "comparison.up": lambda do: do.list.move(-1),
-        "comparison.down": lambda do: do.list.move(1),
-        "comparison.page_up": lambda do: do.list.page(-1),
-        "comparison.page_down": lambda do: do.list.page(1),
+        **stepping("comparison"),
+        **paging("comparison"),
         "comparison.show": lambda do: do.show(),
         "comparison.add": lambda do: do.list.ask_path(do.compare),
         "comparison.restore": lambda do: do.restore(),
@@ -42,13 +41,13 @@ class ComparisonActions(SharedActions):
         """Why an action is not possible now; empty where it is."""
         if id.startswith("comparison.") and not self.session.layers.names:
             return "no layers yet"
-        if id == "comparison.add" and self.session.model is None:
-            return "the model is still loading"
+        if id == "comparison.add" and (why := self.no_model()):
+            return why
         if id in ("comparison.show", "comparison.restore") and self.list.item is None:
             return "no finished checkpoint was compared yet"
         if id == "comparison.restore":
-            if self.session.model is None:
-                return "the model is still loading"
+            if why := self.no_model():
+                return why
             if self._under_way():
                 return "a comparison is running"
         return super().why_not(id)

@@ -11,9 +11,9 @@ from engine import protocol as p
 from engine.session import Dirty, Session, running
 from qtui.screens.session_screen import SessionScreen
 from qtui.views.comparison import Item, heading, items, lines_of
-from qtui.views.progress import phase_words, time_left
+from qtui.views.doing import doing
 from qtui.views.sources import complete_path
-from qtui.views.text import UNICODE, Glyphs, Words, fit, printable
+from qtui.views.text import UNICODE, Glyphs, Words
 from qtui.widgets.line import Lines
 from qtui.widgets.prompt.prompt import Prompt, open_prompt
 from qtui.widgets.prompt.verdict import Verdict
@@ -121,13 +121,7 @@ class Comparison(SessionScreen):
 
     def _now(self, width: int) -> list[Words]:
         """What a comparison is doing, if one is running."""
-        for job in running(self.session):
-            if isinstance(job.command, p.Compare):
-                count = f"{job.done:,.0f}/{job.total:,}" if job.total else ""
-                parts = (printable(job.title), phase_words(job), count, time_left(job))
-                said = "  ".join(part for part in parts if part)
-                return [[(fit(said, width, self.glyphs), "$primary")]]
-        return []
+        return doing(self.session, (p.Compare,), width, self.glyphs)
 
     def _nothing(self, width: int) -> list[Words]:
         if any(isinstance(job.command, p.Compare) for job in running(self.session)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qtui.actions import Action
+from qtui.screens.moving import pages, steps
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.spec import ScreenContext, ScreenSpec
 
@@ -24,10 +25,8 @@ SCREEN = ScreenSpec(
     ),
     make,
     (
-        Action("plan.up", "up,k", "Up", "Move"),
-        Action("plan.down", "down,j", "Down", "Move"),
-        Action("plan.page_up", "pageup", "Page up", "Move"),
-        Action("plan.page_down", "pagedown", "Page down", "Move"),
+        *steps("plan"),
+        *pages("plan"),
         Action("plan.budget", "b", "Another budget", "Recipe", "budget", rank=1, place=1),
         Action("plan.take", "enter", "Take this recipe", "Recipe", "take", rank=2, place=2),
         Action(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from engine import protocol as p
+from qtui.screens.moving import paging, stepping
 from qtui.screens.shared_actions import SharedActions
 from qtui.views.eventlog import EventLog
 
@@ -27,10 +28,8 @@ class PlanActions(SharedActions):
 
     HANDLERS: ClassVar[Mapping[str, Callable[[Any], None]]] = {
         **SharedActions.HANDLERS,
-        "plan.up": lambda do: do.plan.move(-1),
-        "plan.down": lambda do: do.plan.move(1),
-        "plan.page_up": lambda do: do.plan.move(-do.plan.page),
-        "plan.page_down": lambda do: do.plan.move(do.plan.page),
+        **stepping("plan"),
+        **paging("plan"),
         "plan.budget": lambda do: do.budget(),
         "plan.take": lambda do: do.take(),
         "plan.measure": lambda do: do.measure(),

@@ -135,9 +135,13 @@ class Plan(SessionScreen):
         return self.rows[self.at] if self.rows else None
 
     @property
-    def page(self) -> int:
+    def room(self) -> int:
         """Lines of the list that are visible."""
         return max(1, self.points.size.height - 2)
+
+    def page(self, pages: int) -> None:
+        """Move the cursor by a page."""
+        self.move(pages * self.room)
 
     def move(self, rows: int) -> None:
         """Move the cursor."""
@@ -188,7 +192,7 @@ class Plan(SessionScreen):
                 factor,
             )
         )
-        at, room = self.at, self.page
+        at, room = self.at, self.room
         if not self._top <= at < self._top + room or whole:
             self._top = max(0, min(at - room // 2, len(self.rows) - room))
         shown = self.rows[self._top : self._top + room]

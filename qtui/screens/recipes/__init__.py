@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qtui.actions import Action
+from qtui.screens.moving import steps
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.spec import ScreenContext, ScreenSpec
 
@@ -21,8 +22,7 @@ SCREEN = ScreenSpec(
     Action("recipes", "R", "Recipes tried", "Recipe", "recipes", rank=95, place=85),
     make,
     (
-        Action("recipes.up", "up,k", "Up", "Move"),
-        Action("recipes.down", "down,j", "Down", "Move"),
+        *steps("recipes"),
         Action("recipes.take", "enter", "Go back to it", "Recipe", "take it", rank=1, place=1),
         Action(
             "recipes.compare", "space", "Compare others with it", "Recipe", "compare", rank=2,

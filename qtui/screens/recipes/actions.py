@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine import protocol as p
+from qtui.screens.moving import stepping
 from qtui.screens.shared_actions import SharedActions
 from qtui.views.eventlog import EventLog
 
@@ -22,8 +23,7 @@ class RecipesActions(SharedActions):
 
     HANDLERS: ClassVar[Mapping[str, Callable[[Any], None]]] = {
         **SharedActions.HANDLERS,
-        "recipes.up": lambda do: do.list.move(-1),
-        "recipes.down": lambda do: do.list.move(1),
+        **stepping("recipes"),
         "recipes.take": lambda do: do.take(),
         "recipes.compare": lambda do: do.compare(),
         "recipes.name": lambda do: do.name(),

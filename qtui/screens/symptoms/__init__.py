@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qtui.actions import Action
+from qtui.screens.moving import pages, steps
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.spec import ScreenContext, ScreenSpec
 
@@ -24,10 +25,8 @@ SCREEN = ScreenSpec(
     ),
     make,
     (
-        Action("symptoms.up", "up,k", "Up", "Move"),
-        Action("symptoms.down", "down,j", "Down", "Move"),
-        Action("symptoms.page_up", "pageup", "Page up", "Move"),
-        Action("symptoms.page_down", "pagedown", "Page down", "Move"),
+        *steps("symptoms"),
+        *pages("symptoms"),
         Action("symptoms.type", "a", "Type a prompt", "Engine", "prompt", rank=1, place=1),
         Action("symptoms.file", "o", "Prompts of a file", "Engine", "file", rank=2, place=2),
         Action("symptoms.sample", "t", "Greedy, or sampled at temperature .8", "Engine", "sample",

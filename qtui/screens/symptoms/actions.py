@@ -11,6 +11,7 @@ import msgspec
 from engine import protocol as p
 from engine.diagnosis.of_symptoms import alarms
 from engine.session import running
+from qtui.screens.moving import paging, stepping
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.shared_actions import SharedActions
 from qtui.views.eventlog import EventLog
@@ -32,10 +33,8 @@ class SymptomsActions(SharedActions):
 
     HANDLERS: ClassVar[Mapping[str, Callable[[Any], None]]] = {
         **SharedActions.HANDLERS,
-        "symptoms.up": lambda do: do.list.move(-1),
-        "symptoms.down": lambda do: do.list.move(1),
-        "symptoms.page_up": lambda do: do.list.page(-1),
-        "symptoms.page_down": lambda do: do.list.page(1),
+        **stepping("symptoms"),
+        **paging("symptoms"),
         "symptoms.type": lambda do: do.list.ask_text(do.typed),
         "symptoms.file": lambda do: do.list.ask_file(do.file),
         "symptoms.sample": lambda do: do.sample(),
@@ -48,11 +47,8 @@ class SymptomsActions(SharedActions):
         """Why an action is not possible now; empty where it is."""
         if id.startswith("symptoms.") and not self.session.layers.names:
             return "no layers yet"
-        if id in ("symptoms.type", "symptoms.file", "symptoms.why"):
-            if self.session.model is None:
-                return "the model is still loading"
-            if not self.session.changed:
-                return "every layer is as stored: give some a format first"
+        if id in ("symptoms.type", "symptoms.file", "symptoms.why") and (why := self.no_recipe()):
+            return why
         if id == "symptoms.why":
             if not alarms(self.list.prompts.shown):
                 return "no prompt shows a symptom that the reference has not"

@@ -9,9 +9,9 @@ from textual import events
 from textual.app import ComposeResult
 
 from engine import protocol as p
-from engine.session import Dirty, Session, running
-from qtui.screens.session_screen import SessionScreen
-from qtui.views.progress import phase_words, time_left
+from engine.session import Dirty, Session
+from qtui.screens.session_screen import UNCHANGED, SessionScreen
+from qtui.views.doing import doing
 from qtui.views.sources import complete_path
 from qtui.views.symptoms import (
     Prompts,
@@ -134,13 +134,7 @@ class Symptoms(SessionScreen):
 
     def _now(self, width: int) -> list[Words]:
         """What a run is doing."""
-        for job in running(self.session):
-            if isinstance(job.command, p.FindSymptoms):
-                count = f"{job.done:,.0f}/{job.total:,}" if job.total else ""
-                parts = (printable(job.title), phase_words(job), count, time_left(job))
-                said = "  ".join(part for part in parts if part)
-                return [[(fit(said, width, self.glyphs), "$primary")]]
-        return []
+        return doing(self.session, (p.FindSymptoms,), width, self.glyphs)
 
     def _nothing(self, width: int) -> list[Words]:
         if not self.session.layers.names:
@@ -151,7 +145,7 @@ class Symptoms(SessionScreen):
         ]
         keys = f"{self.key('symptoms.type')} types one, {self.key('symptoms.file')} names a file"
         if not self.session.changed:
-            keys = "every layer is as stored: give some a format first"
+            keys = UNCHANGED
         return [*([(line, "")] for line in said), [], [(fit(keys, width, self.glyphs), "$dim")]]
 
     # --- naming prompts -----------------------------------------------------------------------

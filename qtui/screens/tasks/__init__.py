@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qtui.actions import Action
+from qtui.screens.moving import pages, steps
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.spec import ScreenContext, ScreenSpec
 
@@ -24,10 +25,8 @@ SCREEN = ScreenSpec(
     ),
     make,
     (
-        Action("tasks.up", "up,k", "Up", "Move"),
-        Action("tasks.down", "down,j", "Down", "Move"),
-        Action("tasks.page_up", "pageup", "Page up", "Move"),
-        Action("tasks.page_down", "pagedown", "Page down", "Move"),
+        *steps("tasks"),
+        *pages("tasks"),
         Action("tasks.answer", "a", "Answer tasks", "Engine", "tasks", rank=1, place=1),
         Action("tasks.texts", "o", "Score on texts, by position", "Engine", "texts", rank=2,
                place=2),

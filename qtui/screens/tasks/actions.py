@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine import protocol as p
+from qtui.screens.moving import paging, stepping
 from qtui.screens.shared_actions import SharedActions
 from qtui.views.eventlog import EventLog
 
@@ -24,10 +25,8 @@ class TasksActions(SharedActions):
 
     HANDLERS: ClassVar[Mapping[str, Callable[[Any], None]]] = {
         **SharedActions.HANDLERS,
-        "tasks.up": lambda do: do.list.move(-1),
-        "tasks.down": lambda do: do.list.move(1),
-        "tasks.page_up": lambda do: do.list.page(-1),
-        "tasks.page_down": lambda do: do.list.page(1),
+        **stepping("tasks"),
+        **paging("tasks"),
         "tasks.answer": lambda do: do.list.ask_tasks(do.ask),
         "tasks.texts": lambda do: do.list.ask_texts(do.ask),
         "tasks.table": lambda do: do.ask(p.FindSymptoms(divergence=True)),
@@ -38,9 +37,6 @@ class TasksActions(SharedActions):
 
     def why_not(self, id: str) -> str:
         """Why an action is not possible now; empty where it is."""
-        if id in ASKING:
-            if self.session.model is None:
-                return "the model is still loading"
-            if not self.session.changed:
-                return "every layer is as stored: give some a format first"
+        if id in ASKING and (why := self.no_recipe()):
+            return why
         return super().why_not(id)

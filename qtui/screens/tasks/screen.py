@@ -10,8 +10,8 @@ from textual.app import ComposeResult
 
 from engine import protocol as p
 from engine.errors import EngineError
-from engine.session import Dirty, Session, running
-from qtui.screens.session_screen import SessionScreen
+from engine.session import Dirty, Session
+from qtui.screens.session_screen import UNCHANGED, SessionScreen
 from qtui.views.asked import (
     Entry,
     complete_texts,
@@ -21,7 +21,8 @@ from qtui.views.asked import (
     line_of,
     parse_texts,
 )
-from qtui.views.progress import about, phase_words, time_left
+from qtui.views.doing import doing, visible
+from qtui.views.progress import about, phase_words
 from qtui.views.sources import complete_path
 from qtui.views.text import UNICODE, Glyphs, Words, fit, printable
 from qtui.widgets.line import Lines
@@ -132,23 +133,15 @@ class Tasks(SessionScreen):
         self.list.set_lines([heading(width, self.glyphs), *body, *now])
         lines = details(entry, width, self.glyphs)
         height = max(1, self.figures.content_size.height)
-        self._down = max(0, min(self._down, len(lines) - height))
-        shown = lines[self._down : self._down + height]
-        if self._down + height < len(lines):
-            key = self.key("tasks.pane_down")
-            shown[-1] = [(f"{len(lines) - self._down - height + 1} more lines: {key}", "$dim")]
+        self._down, shown = visible(lines, self._down, height, self.key("tasks.pane_down"))
         self.figures.set_lines(shown)
 
     def _now(self, width: int) -> list[Words]:
         """What a run is doing."""
-        for job in running(self.session):
-            if isinstance(job.command, ASKED):
-                count = f"{job.done:,.0f}/{job.total:,}" if job.total else ""
-                doing = phase_words(job) or about(job)
-                parts = (printable(job.title), doing, count, time_left(job))
-                said = "  ".join(part for part in parts if part)
-                return [[(fit(said, width, self.glyphs), "$primary")]]
-        return []
+        return doing(
+            self.session, ASKED, width, self.glyphs,
+            lambda job: (printable(job.title), phase_words(job) or about(job)),
+        )  # fmt: skip
 
     def _nothing(self, width: int) -> list[Words]:
         said = [
@@ -160,7 +153,7 @@ class Tasks(SessionScreen):
             f"{self.key('tasks.table')} compares every position of the session's text"
         )
         if not self.session.changed:
-            keys = "every layer is as stored: give some a format first"
+            keys = UNCHANGED
         lines: list[Words] = [[(fit(line, width, self.glyphs), "")] for line in said]
         return [*lines, [], [(fit(keys, width, self.glyphs), "$dim")]]
 
