@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
 from torch import Tensor
 
 from engine import protocol as p
@@ -21,7 +22,7 @@ from engine.measure.whole_model import refuse_streamed
 from engine.model.load import load_tokenizer
 from engine.model.network import Held
 from engine.model.quiet import quiet
-from engine.service.jobs import Outcome, Steps
+from engine.service.jobs import Steps
 from engine.session import recipe_hash
 from engine.store import keys
 from engine.workspace import Loaded
@@ -51,7 +52,7 @@ def measure_texts(
         "evaluate one text at a time",
     )  # fmt: skip
     whole = yield from evaluate(loaded, layers, job)
-    counts = JobCounts(timings={"load_s": loaded.load_s}, job=job)
+    counts = JobCounts(whole.measured, whole.resumed, dict(whole.timings), job)
     opened, settings = loaded.opened, loaded.settings
     tokenizer = load_tokenizer(
         opened.path,
@@ -64,15 +65,8 @@ def measure_texts(
     scores = []
     for text in texts:
         scores.append((yield from _on_text(loaded, text, formats, counts)))
-    return Outcome(
-        whole.measured + counts.measured,
-        whole.resumed + counts.known,
-        {
-            name: whole.timings.get(name, 0.0) + (0.0 if name == "load_s" else seconds)
-            for name, seconds in ({**dict.fromkeys(whole.timings, 0.0), **counts.timings}).items()
-        },
-        p.MeasuredTexts(_hash(formats), tuple(scores)),
-    )
+    found = p.MeasuredTexts(_hash(formats), tuple(scores))
+    return msgspec.structs.replace(counts.outcome(), result=found)
 
 
 def _hash(formats: Mapping[str, Format]) -> str:
