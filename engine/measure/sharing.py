@@ -26,8 +26,12 @@ from engine.workspace import Loaded
 
 
 @contextmanager
-def crew_of(loaded: Loaded) -> Iterator[Crew]:
+def crew_of(loaded: Loaded, *, needed: bool = True) -> Iterator[Crew]:
     """The workers that the settings ask for, started at once and ended with the job.
+
+    Args:
+        loaded: the model.
+        needed: whether there is something to measure; without it none are started.
 
     Raises:
         UsageError: they cannot be had.
@@ -37,6 +41,8 @@ def crew_of(loaded: Loaded) -> Iterator[Crew]:
     device = str(loaded.network.device)
     gpus = torch.cuda.device_count() if device.startswith("cuda") else 0
     devices = beside(parse_workers(loaded.settings.workers), device, gpus)
+    if not needed:
+        devices = ()
     threads = None
     if device == "cpu":
         # An engine that has the process to itself has divided its own already.
