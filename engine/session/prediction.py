@@ -21,7 +21,7 @@ from engine import protocol as p
 from engine.formats.storage import can_hold
 from engine.session.artefact import OUTSIDE
 from engine.session.correction import corrected
-from engine.session.known_effects import KnownEffects, correction
+from engine.session.known_effects import KnownEffect, KnownEffects, correction
 from engine.session.state import Session, recipe_hash
 from engine.session.text_curvature import TextCurvature
 from engine.session.tried import held_in, layers_of, line_of, score_of
@@ -108,6 +108,7 @@ class Predictor:
         self.session = session
         self._at = session.at if at is None else at
         self._effects = KnownEffects(session)
+        self._columns: dict[str, list[tuple[float, float, float] | None]] = {}
         self._since, self._start, self._score = _since(session, self._at, itself=itself)
 
     @cached_property
@@ -128,13 +129,22 @@ class Predictor:
         for number, (layer, held) in enumerate(recipe.items()):
             if number % AT_ONCE == 0:
                 yield
-            effect = self._effects.of(layer, held)
+            effect = self._effect(layer, held, many=len(recipe))
             if effect is None:
                 return 1.0
             alone += effect.kl
         if not alone > 0 or not score.kl > 0:
             return 1.0
         return min(max(score.kl / alone, 1 / MOST_TOGETHER), MOST_TOGETHER)
+
+    def _effect(self, layer: str, held: str, *, many: int) -> KnownEffect | None:
+        """The effect of one layer, one of ``many``; of more than a step's from its whole column."""
+        if held and many > AT_ONCE:
+            if held not in self._columns:
+                self._columns[held] = self._effects.column(held)
+            if (known := self._columns[held][self.session.index[layer]]) is not None:
+                return KnownEffect(*known)
+        return self._effects.of(layer, held)
 
     def predict(self, further: Mapping[str, str]) -> Prediction | None:
         """The score of the current recipe with further formats; None until the baseline is known.
@@ -174,7 +184,8 @@ class Predictor:
         for number, (layer, (old, new)) in enumerate(changed.items()):
             if number % AT_ONCE == 0:
                 yield
-            gained, lost = self._effects.of(layer, new), self._effects.of(layer, old)
+            gained = self._effect(layer, new, many=len(changed))
+            lost = self._effect(layer, old, many=len(changed))
             if gained is None or lost is None:
                 missing += 1
                 continue

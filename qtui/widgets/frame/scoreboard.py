@@ -130,7 +130,8 @@ class Scoreboard(Lines):
         if math.isnan(whole.bits_per_weight):
             return (size,)
         body, every = f"{whole.bits_per_weight:.2f}", f"{whole.bits_all:.2f}"
-        both = "" if body == every else f" ({every} all)"
+        both = "" if body == every else f" ({every} all layers)"
+        full = "" if body == every else f" ({every} with head and embedding)"
         if cached := self._with_cache(whole.bytes):
             first = cached[: cached.index(" ", cached.index(": ") + 2)]  # with a 16-bit cache alone
             return (
@@ -141,7 +142,7 @@ class Scoreboard(Lines):
                 f"{body} bits  {size}",
             )
         return (
-            f"{body} bits per weight{both}  {size}",
+            f"{body} bits per weight{full}  {size}",
             f"{body} bits/weight{both}  {size}",
             f"{body} bits{both}  {size}",
             f"{body} bits  {size}",
