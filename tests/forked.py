@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+Environment = Mapping[str, str]
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     [
@@ -22,6 +23,18 @@ _FORKS.set_forkserver_preload(
         "engine.measure.estimate.estimate", "engine.report.json",
     ]
 )  # fmt: skip
+
+
+def process(target: Callable[..., None], *given: str) -> BaseProcess:
+    """A function in a process of its own, with this one's environment."""
+    found = _FORKS.Process(target=_call, args=(target, given, dict(os.environ)), daemon=True)
+    found.start()
+    return found
+
+
+def _call(target: Callable[..., None], given: Sequence[str], environment: Environment) -> None:
+    _take_on(environment)
+    target(*given)
 
 
 def qtui(*arguments: str, said: str | Path = os.devnull) -> BaseProcess:
@@ -46,9 +59,13 @@ def ran(*arguments: str, folder: Path) -> Any:
     return json.loads(document.read_text())
 
 
-def _run(arguments: tuple[str, ...], environment: Mapping[str, str], said: str) -> None:
+def _take_on(environment: Environment) -> None:
     os.environ.clear()  # what the process had that this one was forked from
     os.environ.update(environment)
+
+
+def _run(arguments: tuple[str, ...], environment: Environment, said: str) -> None:
+    _take_on(environment)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     into = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for standard in (1, 2):

@@ -6,6 +6,7 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Callable
 
 from engine import protocol as p
 from engine.client.in_process import InProcess, JobError
@@ -24,7 +25,7 @@ def serve(channel: Channel) -> None:
     """
     commands: queue.SimpleQueue[p.AnyCommand] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(channel, commands), daemon=True).start()
-    engine, outlet = InProcess(None), Outlet(channel)
+    engine, outlet = InProcess(None), Outlet(channel.send)
     while True:
         try:
             for event in engine.run(commands.get()):
@@ -34,13 +35,17 @@ def serve(channel: Channel) -> None:
 
 
 class Outlet:
-    """Sends events over a channel, those of a moment together: each time wakes the other end.
+    """Sends events, those of a moment together: each time wakes the other end.
 
     Progress is sent only where nothing else was sent for a while.
     """
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel, self._last = channel, 0.0
+    def __init__(self, send: Callable[..., None]) -> None:
+        """
+        Args:
+            send: takes some messages to the other end, or raises OSError if it is gone.
+        """
+        self._deliver, self._last = send, 0.0
         self._waiting: list[p.AnyEvent] = []
         self._changed = threading.Condition()
         threading.Thread(target=self._flush, name="outlet", daemon=True).start()
@@ -73,7 +78,7 @@ class Outlet:
                     return  # who listens ends the process
 
     def _send(self) -> None:
-        self._channel.send(*(p.Sent(0, event) for event in self._waiting))
+        self._deliver(*(p.Sent(0, event) for event in self._waiting))
         self._waiting.clear()
 
 

@@ -100,7 +100,7 @@ class Paced(LocalWorker):
 def paced(descriptor: int, seconds: float) -> None:
     """Be a worker that takes so long for a unit."""
     channel = Channel(socket.socket(fileno=descriptor))
-    outlet, job = Outlet(channel), 0
+    outlet, job = Outlet(channel.send), 0
     with suppress(EOFError, OSError):
         while True:
             command = channel.receive()
