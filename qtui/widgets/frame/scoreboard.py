@@ -340,9 +340,11 @@ class Scoreboard(Lines):
         return f"{name} {job.format}".strip()
 
     def _idle(self) -> Words:
-        failed = [job for job in self.session.jobs.values() if job.kind == "open"][-1:]
-        if failed and failed[0].status == "failed":
-            return [("not open: ", "bold $error"), (printable(failed[0].message), "$error")]
+        opening = [job for job in self.session.jobs.values() if job.kind == "open"][-1:]
+        if opening and opening[0].status == "failed":
+            return [("not open: ", "bold $error"), (printable(opening[0].message), "$error")]
+        if opening and opening[0].status == "cancelled":
+            return [(f"not open: {self.retry_key} opens it", "bold")]
         words: Words = [(self.state, "$dim")]
         if self.state != "ready":
             return words
@@ -352,8 +354,7 @@ class Scoreboard(Lines):
         for key, whole in self.session.effects.additivity.items():
             if key.direction == "degrade" and math.isfinite(whole.kl):
                 format = printable(whole.format)
-                words.append((f"  {format} in all body layers: KL ", "$dim"))
-                words[-1] = (f"  {format} in all body layers: ", "$dim")
+                words.append((f"  {format} in all body layers: ", "$dim"))
                 words.append((n.additivity(whole.kl), ""))
         return words
 
