@@ -22,9 +22,15 @@ from engine.workers.cluster import Failed, Joined, Lost, Node, Place, placed, te
 from engine.workers.hosted import Hosted
 
 
-def main() -> int:
-    """Entry point of the process."""
-    control, address = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
+def main(descriptor: str, address: str, hosted: type = Hosted) -> int:
+    """Entry point of the process.
+
+    Args:
+        descriptor: of the socket to the engine.
+        address: of the cluster.
+        hosted: what the actors are.
+    """
+    control = socket.socket(fileno=int(descriptor))
     os.chdir("/")  # Ray has workers import from the folder that this process runs in
     try:
         tell(control, Joined(_nodes(address)))
@@ -33,7 +39,7 @@ def main() -> int:
         return 1
     telling = threading.Lock()
     for place, connected in placed(control):
-        given = (place, connected, control, telling)
+        given = (hosted, place, connected, control, telling)
         threading.Thread(target=_serve, args=given, daemon=True).start()
     os._exit(0)  # the engine is gone; Ray ends the actors of a process that has ended
 
@@ -57,7 +63,11 @@ def _nodes(address: str) -> tuple[Node, ...]:
 
 
 def _serve(
-    place: Place, connected: socket.socket, control: socket.socket, telling: threading.Lock
+    hosted: type,
+    place: Place,
+    connected: socket.socket,
+    control: socket.socket,
+    telling: threading.Lock,
 ) -> None:
     """Have an actor run the commands that come over a socket, until either is gone."""
     import ray
@@ -66,7 +76,7 @@ def _serve(
     channel = Channel(connected)
     commands: queue.SimpleQueue[p.AnyCommand | None] = queue.SimpleQueue()
     actor: Any = (
-        ray.remote(Hosted)
+        ray.remote(hosted)
         .options(
             num_gpus=1 if place.gpu else 0,
             num_cpus=0 if place.gpu else place.threads,
@@ -132,4 +142,4 @@ def _last_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1], sys.argv[2]))

@@ -103,6 +103,9 @@ def placed(control: socket.socket) -> Iterator[tuple[Place, socket.socket]]:
 class Cluster:
     """A cluster that this host has joined, until `close`."""
 
+    _bridge: tuple[str, ...] = ("engine.workers.bridge",)
+    """The module that connects to it, and what it is told first."""
+
     def __init__(self, address: str) -> None:
         """
         Args:
@@ -173,7 +176,7 @@ class Cluster:
         return subprocess.Popen(
             # -P: do not import a folder named engine in the working directory.
             [
-                sys.executable, "-P", "-m", "engine.workers.bridge",
+                sys.executable, "-P", "-m", *self._bridge,
                 str(theirs.fileno()), self.address,
             ],
             stdin=subprocess.DEVNULL,
