@@ -70,29 +70,30 @@ def hosted(cluster: Cluster, threads: int | None, others: int) -> list[Worker]:
 
     Args:
         cluster: that this host has joined.
-        threads: of the engine, if it runs on a processor: with as many, figures are equal to the
-            last digit. A node that has fewer uses all it has.
+        threads: of the engine, if it runs on a processor: all have as many, also on a node with
+            fewer processors, so that figures are equal to the last digit.
         others: workers on this machine, numbered before.
     """
-    places = [
-        (node, None if threads is None else min(threads, node.processors))
+    gpu = threads is None
+    nodes = [
+        node
         for node in cluster.nodes
-        for _ in range(node.gpus if threads is None else min(1, node.processors))
+        for _ in range(node.gpus if gpu else min(1, node.processors))
     ]
     return [
         cluster.worker(
             f"{number} on {node.host}",
-            "cuda:0" if on is None else "cpu",  # Ray shows an actor its own GPU only
-            Place(worker=number, node=node.id, gpu=on is None, threads=on),
+            "cuda:0" if gpu else "cpu",  # Ray shows an actor its own GPU only
+            Place(number, node.id, gpu, threads, min(threads or 0, node.processors)),
         )
-        for number, (node, on) in enumerate(places, others + 1)
+        for number, node in enumerate(nodes, others + 1)
     ]
 
 
 def _nobody(cluster: Cluster, threads: int | None) -> str:
     wanted = "with a GPU" if threads is None else "with a processor for it"
     return (
-        f"the Ray cluster at {cluster.address} has no host beside this one {wanted}: on another "
+        f"{cluster.name} has no host beside this one {wanted}: on another "
         "host run `ray start --address=HOST:PORT` with the address of the cluster's head"
     )
 

@@ -12,7 +12,7 @@ from engine.protocol.events import AnyEvent
 from engine.protocol.facts import AnyFact
 from engine.protocol.message import Message
 
-WIRE_VERSION = 7
+WIRE_VERSION = 8
 """Raised when a change would make an older client or engine misread a newer one."""
 
 MAX_FRAME = 1 << 20

@@ -75,32 +75,32 @@ def _serve(
 
     channel = Channel(connected)
     commands: queue.SimpleQueue[p.AnyCommand | None] = queue.SimpleQueue()
-    actor: Any = (
-        ray.remote(hosted)
-        .options(
-            num_gpus=1 if place.gpu else 0,
-            num_cpus=0 if place.gpu else place.threads,
-            max_restarts=0,
-            max_task_retries=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(place.node, soft=False),
-        )
-        .remote(p.WIRE_VERSION, place.threads)
-    )
-    listening = threading.Thread(target=_listen, args=(channel, commands, actor), daemon=True)
-    listening.start()
     try:
+        actor: Any = (
+            ray.remote(hosted)
+            .options(
+                num_gpus=1 if place.gpu else 0,
+                num_cpus=place.processors,
+                max_restarts=0,
+                max_task_retries=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(place.node, soft=False),
+            )
+            .remote(p.WIRE_VERSION, place.threads)
+        )
+        threading.Thread(target=_listen, args=(channel, commands, actor), daemon=True).start()
         while (command := commands.get()) is not None:
             run = actor.run.options(num_returns="streaming")
             for sent in run.remote(p.encode(command)):
-                channel.pass_on(ray.get(sent))
-    except OSError:
-        pass  # the engine needs this worker no more
+                data = ray.get(sent)
+                try:
+                    channel.pass_on(data)
+                except OSError:
+                    return  # the engine needs this worker no more
     except Exception as error:  # noqa: BLE001  (Ray raises all kinds, and the engine says it)
         with telling, suppress(OSError):
             tell(control, Lost(place.worker, _why(error, place)))
     finally:
         channel.close()
-        listening.join()
 
 
 def _listen(channel: Channel, commands: queue.SimpleQueue[p.AnyCommand | None], actor: Any) -> None:

@@ -52,6 +52,8 @@ class Place(msgspec.Struct, frozen=True):
     gpu: bool
     threads: int | None
     """Of the processor; None on a GPU."""
+    processors: int = 0
+    """That Ray reserves."""
 
 
 class Joined(msgspec.Struct, frozen=True, tag=True):
@@ -145,7 +147,11 @@ class Cluster:
         ours, theirs = socket.socketpair()
         with theirs, self._changing:
             line = msgspec.json.encode(place) + b"\n"
-            socket.send_fds(self._control, [line], [theirs.fileno()])
+            try:
+                socket.send_fds(self._control, [line], [theirs.fileno()])
+            except OSError:
+                ours.close()
+                raise
         return Channel(ours)
 
     def why(self, worker: int) -> str:
@@ -192,15 +198,16 @@ class Cluster:
             case Joined(nodes):
                 return nodes
             case Failed(why):
-                raise UsageError(f"{self._name} cannot be joined: {why}; start one with {START}")
+                raise UsageError(f"{self.name} cannot be joined: {why}; start one with {START}")
             case _:
                 raise UsageError(
-                    f"{self._name} cannot be joined: {self._why_ended()}; on this host too, run "
+                    f"{self.name} cannot be joined: {self._why_ended()}; on this host too, run "
                     "`ray start --address=HOST:PORT` with the address of the cluster's head"
                 )
 
     @property
-    def _name(self) -> str:
+    def name(self) -> str:
+        """What it is called in a sentence."""
         which = "that this host is part of" if self.address == "auto" else f"at {self.address}"
         return f"the Ray cluster {which}"
 
@@ -253,7 +260,10 @@ class HostedWorker(ConnectedWorker):
             if self._closed:
                 raise WorkerLostError(ENDED)
             if self._channel is None:
-                self._channel = self._cluster.place(self._place)
+                try:
+                    self._channel = self._cluster.place(self._place)
+                except OSError as error:
+                    raise WorkerLostError(self._cluster.why(self._place.worker)) from error
             return self._channel
 
     def _why(self) -> str:

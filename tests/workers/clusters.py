@@ -91,7 +91,7 @@ def ended(pid: int, seconds: float = SECONDS) -> bool:
 
 def on_first_node(cluster: Cluster, number: int) -> HostedWorker:
     """A worker on the first node that is not the engine's."""
-    place = Place(worker=number, node=cluster.nodes[0].id, gpu=False, threads=1)
+    place = Place(worker=number, node=cluster.nodes[0].id, gpu=False, threads=1, processors=1)
     worker: Worker = cluster.worker(f"{number} on host", "cpu", place)
     assert isinstance(worker, HostedWorker)
     return worker

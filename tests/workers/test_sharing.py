@@ -78,17 +78,26 @@ NODES = (
         (
             None,
             ["2 on gpu-1", "3 on gpu-1", "4 on head"],
-            [("a", True, None), ("a", True, None), ("c", True, None)],
+            [("a", True, None, 0), ("a", True, None, 0), ("c", True, None, 0)],
         ),
-        (8, ["2 on gpu-1", "3 on small"], [("a", False, 8), ("b", False, 2)]),
+        (8, ["2 on gpu-1", "3 on small"], [("a", False, 8, 8), ("b", False, 8, 2)]),
     ],
 )
 def test_hosts_have_a_worker_for_each_gpu_or_one_with_the_engines_threads(
-    threads: int | None, names: list[str], places: list[tuple[str, bool, int | None]]
+    threads: int | None, names: list[str], places: list[tuple[str, bool, int | None, int]]
 ) -> None:
     cluster: Any = SimpleNamespace(nodes=NODES)
     cluster.worker = lambda *given: Cluster.worker(cluster, *given)
     found: list[Any] = list(hosted(cluster, threads, 1))
     assert [each.name for each in found] == names
-    assert [(e._place.node, e._place.gpu, e._place.threads) for e in found] == places
+    assert [
+        (e._place.node, e._place.gpu, e._place.threads, e._place.processors) for e in found
+    ] == places
     assert {each.device for each in found} == {"cuda:0" if threads is None else "cpu"}
+
+
+def test_a_cluster_without_other_hosts_is_named_as_when_it_cannot_be_joined() -> None:
+    cluster = Cluster.__new__(Cluster)
+    cluster.address = "auto"
+    said = sharing._nobody(cluster, None)
+    assert said.startswith("the Ray cluster that this host is part of has no host beside this one")
