@@ -60,9 +60,11 @@ def started(worker: HostedWorker, folder: Path) -> int:
 
 def _open_and_wait(address: str, folder: str) -> None:
     """Be an engine with a worker."""
-    started(on_first_node(Cluster(address), 1), Path(folder))
+    worker = on_first_node(Cluster(address), 1)
+    started(worker, Path(folder))
     (Path(folder) / "opened").touch()
     signal.pause()
+    worker.close()
 
 
 def test_workers_that_are_lost_are_lost_with_a_reason(
