@@ -29,8 +29,12 @@ from engine.workspace import Loaded
 
 
 @contextmanager
-def crew_of(loaded: Loaded) -> Iterator[Crew]:
+def crew_of(loaded: Loaded, *, needed: bool = True) -> Iterator[Crew]:
     """The workers that the settings ask for, started at once and ended with the job.
+
+    Args:
+        loaded: the model.
+        needed: whether there is something to measure; without it none are started.
 
     Raises:
         UsageError: they cannot be had.
@@ -40,7 +44,7 @@ def crew_of(loaded: Loaded) -> Iterator[Crew]:
     device = str(loaded.network.device)
     gpus = torch.cuda.device_count() if device.startswith("cuda") else 0
     asked = parse_workers(loaded.settings.workers)
-    devices = beside(asked, device, gpus)
+    devices = beside(asked, device, gpus) if needed else ()
     threads = None
     if device == "cpu":
         # An engine that has the process to itself has divided its own already.
@@ -51,7 +55,7 @@ def crew_of(loaded: Loaded) -> Iterator[Crew]:
     ]
     opening = p.Open(_source(loaded), _settings(loaded, len(devices)), take_up=False)
     with ExitStack() as held:
-        if asked.cluster:
+        if needed and asked.cluster:
             cluster = held.enter_context(closing(Cluster(asked.cluster)))
             workers += hosted(cluster, threads, len(workers))
             if not workers:

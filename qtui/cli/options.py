@@ -31,7 +31,10 @@ EXACT = ("all", "top:K", "none")
 """What ``--exact`` may be."""
 
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="demo, a folder, or a hub id", show_default=False)
+    str,
+    typer.Argument(
+        metavar="MODEL", help="demo, a folder, a .gguf file, or a hub id", show_default=False
+    ),
 ]
 FormatsOption = Annotated[
     str | None, typer.Option("--formats", metavar="A,B", help="formats (default: the profile's)")
