@@ -76,9 +76,7 @@ def hosted(cluster: Cluster, threads: int | None, others: int) -> list[Worker]:
     """
     gpu = threads is None
     nodes = [
-        node
-        for node in cluster.nodes
-        for _ in range(node.gpus if gpu else min(1, node.processors))
+        node for node in cluster.nodes for _ in range(node.gpus if gpu else min(1, node.processors))
     ]
     return [
         cluster.worker(
