@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Literal, TypeAlias, get_args
 
 import msgspec
 
 from engine import protocol as p
+from engine.formats.grammar import needs_calibration, parse_format
 from engine.session.artefact import bits_as_stored
+from engine.session.prediction import uniform_recipe
 from engine.session.state import (
     Calibrating,
     Change,
@@ -22,6 +25,7 @@ from engine.session.state import (
     kept_format,
     recipe_hash,
 )
+from engine.session.tried import layers_of
 
 Dirty: TypeAlias = Literal[
     "checkpoint", "layers", "model", "holds", "weights", "baseline", "measured", "recipe", "jobs",
@@ -65,8 +69,7 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
         case p.ModelReady():
             return _model_ready(session, event)
         case p.Calibrated():
-            session.calibration = event
-            return frozenset({"model"})
+            return _calibrated(session, event)
         case p.RecipeChanged():
             return _recipe_changed(session, event)
         case p.JobStarted():
@@ -191,6 +194,37 @@ def _under(session: Session) -> str:
     return repr((sorted(session.versions.items()), _calibration(session.settings)))
 
 
+def _calibrated(session: Session, event: p.Calibrated) -> frozenset[Dirty]:
+    session.calibration = event
+    name = session.settings.imatrix
+    kind = "imatrix" if name and PurePath(name).name == event.text else "text"
+    before = session.calibrated.get(kind)
+    session.calibrated[kind] = event
+    if before is None or before == event:
+        return frozenset({"model"})
+    # The same setting, and another text: a file was written anew, or another one was found.
+    effects = session.effects
+    session.effects = Effects(
+        **{
+            field: {key: value for key, value in getattr(effects, field).items() if _plain(key)}
+            for field in Effects.__struct_fields__
+        }
+    )
+    plain = [
+        recipe
+        for recipe in (layers_of(session, number) for number in range(len(session.tried)))
+        if not any(needs_calibration(parse_format(held)) for held in set(recipe.values()))
+    ]
+    plain += [uniform_recipe(session, key.format) for key in session.effects.known("degrade")]
+    kept = set(map(recipe_hash, plain))
+    session.scores = {recipe: x for recipe, x in session.scores.items() if recipe in kept}
+    return frozenset({"model", "measured", "recipe"})
+
+
+def _plain(key: p.EffectKey) -> bool:
+    return not needs_calibration(parse_format(key.format))
+
+
 def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dirty]:
     before, session.checkpoint = session.checkpoint, event
     if before is None or before.fingerprint == event.fingerprint:
@@ -256,7 +290,7 @@ def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
     if not same or session.measured_under != under:
         # These facts are not comparable with those to come; the store sends matching ones again.
         session.baseline = session.control = None
-        session.effects, session.scores = Effects(), {}
+        session.effects, session.scores, session.calibrated = Effects(), {}, {}
     session.measured_under = under
     if session.errors.protocol != event.protocol:  # no job sends these again by itself
         session.errors = Errors(protocol=event.protocol, maps=session.errors.maps)

@@ -296,6 +296,8 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     """The model and the text behind effects and scores, also while no model is loaded."""
     measured_under: str = ""
     """What they depend on beside these: versions, and how methods are calibrated."""
+    calibrated: dict[Literal["text", "imatrix"], p.Calibrated] = {}
+    """What methods were calibrated on last: windows of a text, or an importance matrix."""
     calibration: p.Calibrated | None = None
     """The calibration text; None until a method needs it."""
     layers: Layers = msgspec.field(default_factory=Layers)

@@ -72,3 +72,33 @@ def test_what_may_have_other_figures_now_is_forgotten_until_the_store_has_it(
     session = measured()
     opened_again(session, *otherwise(session.settings, session.versions))
     assert (session.baseline, session.scores, session.effects.measured) == (None, {}, {})
+
+
+def test_what_methods_measured_with_another_text_of_the_same_name_is_forgotten() -> None:
+    """A calibration file that was written anew, or a default text that another one replaced."""
+    held = f"{r.FORMAT}+gptq"
+    first = p.Calibrated(
+        text="notes.txt", text_sha256="d" * 64, tokens=64, seq_len=32, windows=2, seed=0
+    )
+    session = measured()
+    apply(session, first)
+    for event in r.swept(format=held):
+        apply(session, event)
+    layer, plain = session.layers.names[0], recipe_hash(uniform_recipe(session, r.FORMAT))
+    apply(session, r.changed(session, [layer], held))
+    mixed = recipe_hash({layer: held})
+    apply(session, p.Learned((mixed,), (r.score(mixed, ppl=28, half=0.1),)))
+    opened_again(session, session.settings, session.versions)
+
+    apply(session, first)
+    assert {key.format for key in session.effects.measured} == {r.FORMAT, held}
+    assert set(session.scores) == {plain, mixed}
+    matrix = msgspec.structs.replace(first, text="imatrix.gguf")
+    session.settings = msgspec.structs.replace(session.settings, imatrix="/files/imatrix.gguf")
+    apply(session, matrix)
+    assert set(session.scores) == {plain, mixed}, "it is used beside the text, not in its place"
+
+    apply(session, msgspec.structs.replace(first, text_sha256="e" * 64))
+    assert {key.format for key in session.effects.measured} == {r.FORMAT}
+    assert set(session.scores) == {plain}
+    assert session.baseline is not None
