@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -280,3 +282,30 @@ def test_without_the_compiler_codes_are_computed(
     rows.read(0, memoryview(room))
     found = torch.frombuffer(room, dtype=torch.float16).view(fast.shape)
     assert np.array_equal(bits(fast), bits(found))
+
+
+@pytest.mark.parametrize(
+    ("tool", "name"),
+    [
+        ("gptqmodel", "gptq-4-sym-g32"),
+        ("autoawq", "gemm-g64"),
+        ("compressed-tensors", "pack-4-asym-g32"),
+    ],
+)
+def test_reading_rows_and_counting_codes_imports_no_torch(
+    tool: str, name: str, tmp_path: Path
+) -> None:
+    written(tmp_path, tool, name)
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from engine.checkpoint import dequantised_rows, list_layers, open_checkpoint\n"
+        "from engine.measure.weights.stored import stored_codes\n"
+        f"checkpoint = open_checkpoint(Path({str(tmp_path)!r}))\n"
+        "(layer,) = list_layers(checkpoint)\n"
+        "rows = dequantised_rows(checkpoint, layer)\n"
+        "rows.read(0, memoryview(bytearray(4 * rows.width)))\n"
+        "assert stored_codes(checkpoint, layer, rows).levels == 16\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
