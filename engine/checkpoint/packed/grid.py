@@ -7,21 +7,33 @@ which compute in that dtype.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.checkpoint.packed import four_bits
-from engine.checkpoint.packed.four_bits import FourBits
+from engine.checkpoint.packed.four_bits import Array, FourBits
 from engine.checkpoint.weight import Codes
 
 LEAST = 1 << 18
 """Weights that are worth a compiled loop; importing numba takes longer than fewer."""
-PART = 1 << 17
+PART = 1 << 18
 """Weights that are made in float32 before they are kept in 16 bits."""
+
+_rooms = threading.local()
+
+
+def _room(size: int) -> Array:
+    """Memory of this thread for so many numbers of float32; fresh memory takes longer to fill."""
+    room: Array | None = getattr(_rooms, "numbers", None)
+    if room is None or len(room) < size:
+        room = _rooms.numbers = np.empty(size, np.float32)
+    return room[:size]
 
 
 @dataclass(frozen=True)
@@ -62,11 +74,11 @@ class Grid:
             return self._of_codes(self.unpack(first, last), first, last)
         found = torch.empty(last - first, packed.width, dtype=self.dtype)
         step = max(1, PART // packed.width)
-        wide = torch.empty(min(step, last - first), packed.width)
+        wide = _room(step * packed.width).reshape(step, packed.width)
         for top in range(0, last - first, step):
             part = wide[: last - first - top]
-            packed.fill(first + top, part.numpy())
-            found[top : top + step] = part
+            packed.fill(first + top, part)
+            found[top : top + step] = torch.from_numpy(part)
         return found
 
     def changed(self, **parts: Any) -> Grid:
