@@ -38,7 +38,7 @@ test: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -rs -n auto --dist worksteal
 
 soak: venv
 	$(BIN)/python -m pytest -m soak

@@ -245,7 +245,8 @@ class EngineLink:
         if self.gone:
             self.begin()
             return "restarting the engine"
-        if self.open_failed():
+        opening = self._opening()
+        if opening and opening.status in ("failed", "cancelled"):
             for command in self._lacking():
                 self.ask(command)
             return "reopening the checkpoint"
@@ -253,8 +254,13 @@ class EngineLink:
 
     def open_failed(self) -> int:
         """Exit code of the last attempt to open, 0 where it did not fail."""
+        opening = self._opening()
+        return (opening.exit_code or 1) if opening and opening.status == "failed" else 0
+
+    def _opening(self) -> Job | None:
+        """The last attempt to open."""
         opens = [job for job in self.session.jobs.values() if job.kind == "open"]
-        return (opens[-1].exit_code or 1) if opens and opens[-1].status == "failed" else 0
+        return opens[-1] if opens else None
 
     def work(self) -> list[Job]:
         """Jobs that would be lost if the engine stopped now; to open is none."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,17 @@ _FORKS.set_forkserver_preload(
 )  # fmt: skip
 
 
+def process(target: Callable[..., None], *given: str, said: str | Path = os.devnull) -> BaseProcess:
+    """A function in a process with this one's environment; what it says goes to a file."""
+    passed = (target, given, dict(os.environ), str(said))
+    found = _FORKS.Process(target=_call, args=passed, daemon=True)
+    found.start()
+    return found
+
+
 def qtui(*arguments: str, said: str | Path = os.devnull) -> BaseProcess:
     """``qtui ARGUMENTS`` with this process's environment; what it says goes to a file."""
-    given = (arguments, dict(os.environ), str(said))
-    process = _FORKS.Process(target=_run, args=given, daemon=True)
-    process.start()
-    return process
+    return process(_run, *arguments, said=said)
 
 
 def ran(*arguments: str, folder: Path) -> Any:
@@ -46,13 +51,19 @@ def ran(*arguments: str, folder: Path) -> Any:
     return json.loads(document.read_text())
 
 
-def _run(arguments: tuple[str, ...], environment: Mapping[str, str], said: str) -> None:
+def _call(
+    target: Callable[..., None], given: Sequence[str], environment: Mapping[str, str], said: str
+) -> None:
     os.environ.clear()  # what the process had that this one was forked from
     os.environ.update(environment)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     into = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for standard in (1, 2):
         os.dup2(into, standard)
+    target(*given)
+
+
+def _run(*arguments: str) -> None:
     from qtui.cli import main
 
     main(arguments)

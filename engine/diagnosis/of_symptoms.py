@@ -36,6 +36,11 @@ class Shown(msgspec.Struct, frozen=True, dict=True):
         return _without(self.changed, self.reference)
 
     @cached_property
+    def reference_fails(self) -> bool:
+        """Whether the reference fails by itself; a refusal is no failure."""
+        return any(each.kind != "refusal" for each in self.reference)
+
+    @cached_property
     def gone(self) -> list[Symptom]:
         """What the reference does and the recipe does not, the gravest first."""
         return _without(self.reference, self.changed)

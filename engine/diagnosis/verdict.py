@@ -21,7 +21,14 @@ from engine.errors import FormatError
 from engine.formats.grammar import parse_format
 from engine.formats.storage import can_hold
 from engine.recipes.mixes import better_than
-from engine.session import KnownEffects, Session, own_format, recipe_hash
+from engine.session import (
+    KnownEffects,
+    Predictor,
+    Session,
+    own_format,
+    recipe_hash,
+    uniform_recipe,
+)
 from engine.session.artefact import OUTSIDE
 
 T = TypeVar("T")
@@ -62,6 +69,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """The cheapest recipe that leaves `MOST` of the damage at most; empty where there is none."""
     mix_kl: float = math.nan
     mix_ppl: float = math.nan
+    mix_measured: bool = False
+    """Whether the mix was measured; else it is predicted, as it is once the session holds it."""
     mix_bits: float = math.nan
     mix_bytes: int = 0
     better: tuple[tuple[str, int], ...] = ()
@@ -99,19 +108,16 @@ def verdict_in_steps(
     if session.baseline is None or not session.layers.names:
         return None
     serving = serving or by_kernels(session)
-    effects, layers = Columns(session), session.layers
-    uniform: dict[str, str] = {}
+    effects = Columns(session)
+    uniform = uniform_recipe(session, format)
     kl_of: dict[str, float] = {}
     dnll = 0.0
     column = effects.of(format)
     yield
-    for row, name in enumerate(layers.names):
-        if layers.roles[row] in OUTSIDE or not can_hold(format, layers.shapes[row]):
-            continue
-        effect = column[row]
+    for name in uniform:
+        effect = column[session.index[name]]
         if effect is None:
             return None
-        uniform[name] = format
         kl_of[name] = max(0.0, effect[0])
         dnll += effect[1]
     yield
@@ -121,14 +127,11 @@ def verdict_in_steps(
     score = session.scores.get(recipe_hash(uniform)) if session.scores else None
     yield
     known = score is not None and score.done and math.isfinite(score.kl)
-    together = 1.0
     kl, kl_se = alone, effects.error(uniform)
     yield
     ppl = session.baseline.ppl * math.exp(min(dnll, 700.0))
     if known and score is not None:
         kl, kl_se, ppl = score.kl, score.kl_se, score.ppl
-        together = score.kl / alone if alone > 0 else 1.0
-        dnll = score.dnll
     worst = sorted(kl_of, key=lambda name: -kl_of[name])[:WORST]
     size = session.size_of(uniform)
     unable = sum(not serving.takes(format, session.index[name]) for name in uniform)
@@ -157,13 +160,7 @@ def verdict_in_steps(
     if left > MOST * alone * (1 + 1e-9):
         return found
     size = session.size_of(mix)
-    score = session.scores.get(recipe_hash(mix)) if session.scores else None
-    yield
-    if score is not None and score.done and math.isfinite(score.kl):
-        mix_kl, mix_ppl = score.kl, score.ppl
-    else:
-        mix_kl = together * left
-        mix_ppl = session.baseline.ppl * math.exp(min(dnll * left / alone, 700.0))
+    mix_kl, mix_ppl, mix_measured = yield from _scored(session, mix)
     counted = Counter(held for held in mix.values() if held != format)
     kept = sum(name not in mix for name in uniform)
     return msgspec.structs.replace(
@@ -171,11 +168,26 @@ def verdict_in_steps(
         mix=mix,
         mix_kl=mix_kl,
         mix_ppl=mix_ppl,
+        mix_measured=mix_measured,
         mix_bits=size.bits_per_weight,
         mix_bytes=size.bytes,
         better=tuple(counted.most_common()) + ((("kept", kept),) if kept else ()),
         kernels=kernels_of(session, mix | _stored(session, uniform, mix))[0],
     )
+
+
+def _scored(session: Session, mix: Mapping[str, str]) -> Steps[tuple[float, float, bool]]:
+    """KL and perplexity of a mix, and whether they were measured."""
+    score = session.scores.get(recipe_hash(mix)) if session.scores else None
+    yield
+    if score is not None and score.done and math.isfinite(score.kl):
+        return score.kl, score.ppl, True
+    held = {
+        name: mix.get(name) or session.kept(row) for row, name in enumerate(session.layers.names)
+    }
+    found = yield from Predictor(session).in_steps(held)
+    assert found is not None  # there is a baseline
+    return found.kl, found.ppl, False
 
 
 class Columns:

@@ -9,25 +9,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import msgspec
 
 from engine import protocol as p
+from engine.errors import UsageError
 from engine.model.memory import memory_free
 from engine.model.streaming import RESIDENT
 from engine.service.commands import spec_of
 from engine.service.jobs import OpenSpec
 from engine.service.process import is_own_process
 from engine.workers.asked import beside, parse_workers
+from engine.workers.cluster import Cluster, Place
 from engine.workers.crew import Crew
 from engine.workers.local import LocalWorker
+from engine.workers.worker import Worker
 from engine.workspace import Loaded
 
 
 @contextmanager
-def crew_of(loaded: Loaded) -> Iterator[Crew]:
+def crew_of(loaded: Loaded, *, needed: bool = True) -> Iterator[Crew]:
     """The workers that the settings ask for, started at once and ended with the job.
+
+    Args:
+        loaded: the model.
+        needed: whether there is something to measure; without it none are started.
 
     Raises:
         UsageError: they cannot be had.
@@ -36,21 +43,58 @@ def crew_of(loaded: Loaded) -> Iterator[Crew]:
 
     device = str(loaded.network.device)
     gpus = torch.cuda.device_count() if device.startswith("cuda") else 0
-    devices = beside(parse_workers(loaded.settings.workers), device, gpus)
+    asked = parse_workers(loaded.settings.workers)
+    devices = beside(asked, device, gpus) if needed else ()
     threads = None
     if device == "cpu":
         # An engine that has the process to itself has divided its own already.
         processes = 1 if is_own_process() else len(devices) + 1
         threads = max(1, torch.get_num_threads() // processes)
-    workers = [
+    workers: list[Worker] = [
         LocalWorker(f"{number} on {each}", each, threads) for number, each in enumerate(devices, 1)
     ]
     opening = p.Open(_source(loaded), _settings(loaded, len(devices)), take_up=False)
-    crew = Crew(workers, opening, lambda events: why_not(loaded, events))
-    try:
+    with ExitStack() as held:
+        if needed and asked.cluster:
+            cluster = held.enter_context(closing(Cluster(asked.cluster)))
+            workers += hosted(cluster, threads, len(workers))
+            if not workers:
+                raise UsageError(_nobody(cluster, threads))
+        crew = Crew(workers, opening, lambda events: why_not(loaded, events))
+        held.callback(crew.close)
         yield crew
-    finally:
-        crew.close()
+
+
+def hosted(cluster: Cluster, threads: int | None, others: int) -> list[Worker]:
+    """Workers on all nodes of a cluster but the engine's: one on every GPU, or one on each node.
+
+    Args:
+        cluster: that this host has joined.
+        threads: of the engine, if it runs on a processor: with as many, figures are equal to the
+            last digit. A node that has fewer uses all it has.
+        others: workers on this machine, numbered before.
+    """
+    places = [
+        (node, None if threads is None else min(threads, node.processors))
+        for node in cluster.nodes
+        for _ in range(node.gpus if threads is None else min(1, node.processors))
+    ]
+    return [
+        cluster.worker(
+            f"{number} on {node.host}",
+            "cuda:0" if on is None else "cpu",  # Ray shows an actor its own GPU only
+            Place(worker=number, node=node.id, gpu=on is None, threads=on),
+        )
+        for number, (node, on) in enumerate(places, others + 1)
+    ]
+
+
+def _nobody(cluster: Cluster, threads: int | None) -> str:
+    wanted = "with a GPU" if threads is None else "with a processor for it"
+    return (
+        f"the Ray cluster at {cluster.address} has no host beside this one {wanted}: on another "
+        "host run `ray start --address=HOST:PORT` with the address of the cluster's head"
+    )
 
 
 def _source(loaded: Loaded) -> str:

@@ -649,7 +649,9 @@ class SymptomContrast(Fact, frozen=True, gc=False, kw_only=True):
     failing: int
     """Prompts that show a symptom which the reference does not."""
     healthy: int
-    """Prompts that do not; without any there are layers and heads by size alone."""
+    """Prompts on which neither fails; without any there are layers and heads by size alone."""
+    reference_fails: int = 0
+    """Prompts that are left out, since the reference fails on them by itself."""
     channels: tuple[ContrastedChannel, ...] = ()
     """Those that differ most, first."""
     layers: tuple[ContrastedLayer, ...] = ()

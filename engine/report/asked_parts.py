@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+
 from msgspec import UNSET
 
 from engine import protocol as p
@@ -10,7 +13,8 @@ from engine.report.comparison_parts import divergence_part
 from engine.report.symptom_parts import formats_of, prompt_set_part
 from engine.report.task_parts import task_part
 from engine.report.text_parts import text_part
-from engine.session import Job, Session
+from engine.session import Session, recipe_hash
+from engine.session.tried import layers_of, made_of
 
 
 def asked_parts(session: Session) -> list[s.AskedPart]:
@@ -29,7 +33,7 @@ def asked_parts(session: Session) -> list[s.AskedPart]:
             found = job.read(p.Symptoms)
             if not found.tasks and not found.prompts and found.divergence is None:
                 continue
-            names[found.recipe] = _called(session, job, job.command)
+            names[found.recipe] = _called(session, found.recipe, job.command)
             formats[found.recipe] = formats_of(session, job.command)
             if found.prompts:
                 sets = prompts.setdefault(found.recipe, {})
@@ -44,7 +48,7 @@ def asked_parts(session: Session) -> list[s.AskedPart]:
                 tables[found.recipe] = found.divergence
         elif isinstance(job.command, p.MeasureTexts):
             measured = job.read(p.MeasuredTexts)
-            names[measured.recipe] = _called(session, job, job.command)
+            names[measured.recipe] = _called(session, measured.recipe, job.command)
             scored = {each.name: text_part(each) for each in measured.texts}
             texts.setdefault(measured.recipe, {}).update(scored)
     return [
@@ -66,11 +70,11 @@ def asked_parts(session: Session) -> list[s.AskedPart]:
             texts=list(texts.get(recipe, {}).values()),
             divergence=divergence_part(tables[recipe]) if recipe in tables else UNSET,
         )
-        for recipe, name in names.items()
+        for recipe, name in _told_apart(names).items()
     ]
 
 
-def _called(session: Session, job: Job, command: p.FindSymptoms | p.MeasureTexts) -> str:
+def _called(session: Session, recipe: str, command: p.FindSymptoms | p.MeasureTexts) -> str:
     """What a recipe is called: as a command named it, else as the session has it."""
     words = [command.recipe, command.format if command.format != "kept" else ""]
     if command.layers:
@@ -78,5 +82,24 @@ def _called(session: Session, job: Job, command: p.FindSymptoms | p.MeasureTexts
         words.append(f"{count} layer{'s' if count > 1 else ''}")
     if any(words):
         return " ".join(word for word in words if word)
-    named = [each.name for each in session.tried if each.name and each.recipe == job.recipe]
-    return named[-1] if named else "the session's recipe"
+    named = [each.name for each in session.tried if each.name and each.recipe == recipe]
+    if named:
+        return named[-1]
+    made = next(
+        (
+            made_of(session, number)
+            for number, each in enumerate(session.tried)
+            if recipe == (each.recipe or recipe_hash(layers_of(session, number)))
+        ),
+        "",
+    )
+    return f"the session's recipe, {made}" if made else "the session's recipe"
+
+
+def _told_apart(names: Mapping[str, str]) -> dict[str, str]:
+    """Names by recipe; where several have the same one, with the start of the recipe's hash."""
+    counted = Counter(names.values())
+    return {
+        recipe: name if counted[name] == 1 else f"{name}, recipe {recipe[:8]}"
+        for recipe, name in names.items()
+    }

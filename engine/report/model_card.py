@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
 from engine import protocol as p
 from engine.report import wording as n
 from engine.report.characters import printable
@@ -38,8 +40,8 @@ def model_card(session: Session, recipe: Mapping[str, str], asked: p.Export) -> 
         f"of the blocks, {n.size(size.bytes)}."
     )
     reproduce = command(
-        session.settings,
-        session.source,
+        _public(session.settings),
+        _without_folders(session.source),
         "export",
         ["--recipe", "recipe.toml", "--to", asked.to, "-o", "PATH"],
     )
@@ -57,6 +59,28 @@ def model_card(session: Session, recipe: Mapping[str, str], asked: p.Export) -> 
         "## Command",
         _code(reproduce),
     )
+
+
+def _public(settings: p.Settings) -> p.Settings:
+    """Settings whose files are named without their folders: a card is read by strangers."""
+    named = {
+        name: value if value is None else _without_folders(value)
+        for name in ("text", "calib", "imatrix")
+        if isinstance(value := getattr(settings, name), str | None)
+    }
+    return msgspec.structs.replace(settings, **named)
+
+
+def _without_folders(source: str) -> str:
+    """The last name of a path on this machine; a hub id or another name as it is.
+
+    A folder goes before a repository of the same name, as when a model is opened. What follows the
+    path of a dataset, its column, stays.
+    """
+    path = source.rstrip("/")
+    if path.startswith(("/", "~", "./", "../")) or Path(source).exists() or path.count("/") > 1:
+        return path.rsplit("/", 1)[-1]
+    return source
 
 
 def _front(source: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 
 from msgspec import UNSET, UnsetType
 
@@ -14,7 +13,7 @@ from engine.report import schema as s
 from engine.report.json import finite
 from engine.report.plan_parts import point_part
 from engine.session import Session, expected
-from engine.session.tried import Line, layers_of, listed
+from engine.session.tried import Line, layers_of, listed, made_of
 
 
 def judged_format(session: Session, wanted: str = "") -> str:
@@ -141,11 +140,9 @@ def tried_parts(session: Session) -> list[s.TriedRecipe]:
 
 
 def _tried(session: Session, line: Line) -> s.TriedRecipe:
-    recipe = layers_of(session, line.number)
-    size = session.size_of(recipe)
-    made = Counter(recipe.values()).most_common()
+    size = session.size_of(layers_of(session, line.number))
     return s.TriedRecipe(
-        name=line.name or ", ".join(f"{many} {format}" for format, many in made) or "as stored",
+        name=line.name or made_of(session, line.number) or "as stored",
         changed=line.changed,
         bits_per_weight=finite(size.bits_per_weight),
         bytes=size.bytes,

@@ -152,6 +152,7 @@ def contrast_part(fact: p.SymptomContrast) -> s.ContrastPart:
     return s.ContrastPart(
         failing=fact.failing,
         healthy=fact.healthy,
+        reference_fails=fact.reference_fails or UNSET,
         channels=[
             s.ContrastedChannelPart(
                 layer=each.layer,

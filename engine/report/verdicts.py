@@ -57,9 +57,10 @@ def remedy(found: Verdict, *, about: str = "≈", times: str = TIMES) -> str:
     """The mix that takes most of it away; empty where there is none."""
     if not found.mix:
         return ""
-    formats = ", ".join(f"{held} for {many}" for held, many in found.better)
+    mark = "" if found.mix_measured else about
+    formats = ", ".join(_change(held, many) for held, many in found.better)
     said = (
-        f"{formats}: PPL {about}{_percent(found.mix_ppl, found.baseline_ppl, times)}, "
+        f"{formats}: PPL {mark}{_percent(found.mix_ppl, found.baseline_ppl, times)}, "
         f"{found.mix_bits:.2f} bits, {size(found.mix_bytes)}"
     )
     return f"{said}, {where}" if (where := runs(found)) else said
@@ -92,7 +93,18 @@ def in_short(
     more = f", {rest} more" if rest and others else ""
     after = _percent(found.mix_ppl, found.baseline_ppl, times)
     where = f" {runs(found)}" if others else ""
-    return said, f"{held} for {many}{more}: {about}{after}, {found.mix_bits:.2f} bits{where}"
+    mark = "" if found.mix_measured else about
+    change = _change(held, many, short=True)
+    return said, f"{change}{more}: {mark}{after}, {found.mix_bits:.2f} bits{where}"
+
+
+def _change(held: str, many: int, *, short: bool = False) -> str:
+    """A better format, or ``kept``, with the number of layers that have it."""
+    if held != "kept":
+        return f"{held} for {many}"
+    if short:
+        return f"{many} as stored"
+    return f"{many} layer{'' if many == 1 else 's'} kept as stored"
 
 
 def sentence(found: Verdict, *, arrow: str = "→") -> str:

@@ -96,11 +96,11 @@ def size(number: float) -> str:
 
 
 def bits_per_weight(body: float, everything: float = 0.0) -> str:
-    """``4.16 bits per weight (6.02 all)``: of the body, and of every layer where that differs."""
+    """``4.16 bits per weight (6.02 with head and embedding)``, where these change it."""
     shown = f"{body:.2f} bits per weight"
     if not everything or f"{body:.2f}" == f"{everything:.2f}":
         return shown
-    return f"{shown} ({everything:.2f} all)"
+    return f"{shown} ({everything:.2f} with head and embedding)"
 
 
 def additivity(ratio: float) -> str:

@@ -10,7 +10,14 @@ from __future__ import annotations
 from engine.session.correction import corrected
 from engine.session.fold import MAX_EXPERTS, MAX_HISTOGRAMS, MAX_NOTICES, Dirty, apply
 from engine.session.known_effects import KnownEffect, KnownEffects, correction, without_methods
-from engine.session.prediction import Prediction, Predictor, expected, predict, predict_tried
+from engine.session.prediction import (
+    Prediction,
+    Predictor,
+    expected,
+    predict,
+    predict_tried,
+    uniform_recipe,
+)
 from engine.session.state import (
     KEPT,
     Calibrating,
@@ -65,5 +72,6 @@ __all__ = [
     "predict_tried",
     "recipe_hash",
     "running",
+    "uniform_recipe",
     "without_methods",
 ]

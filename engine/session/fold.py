@@ -186,6 +186,11 @@ def _calibration(settings: p.Settings) -> tuple[object, ...]:
     return *text, each.dtype, each.device
 
 
+def _under(session: Session) -> str:
+    """What effects and scores depend on beside the protocol, as text."""
+    return repr((sorted(session.versions.items()), _calibration(session.settings)))
+
+
 def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dirty]:
     before, session.checkpoint = session.checkpoint, event
     if before is None or before.fingerprint == event.fingerprint:
@@ -244,16 +249,18 @@ def _layers_listed(session: Session, event: p.LayersListed) -> frozenset[Dirty]:
 
 
 def _model_ready(session: Session, event: p.ModelReady) -> frozenset[Dirty]:
-    before = session.measured_with
+    before, under = session.measured_with, _under(session)
     session.model = session.measured_with = event
-    session.stage = None
-    # Facts of another protocol are not comparable with this one's; the store sends matching ones
-    # again.
-    session.baseline = session.control = session.partial = None
-    session.effects, session.scores = Effects(), {}
+    session.stage = session.partial = None
+    same = before is not None and before.protocol == event.protocol
+    if not same or session.measured_under != under:
+        # These facts are not comparable with those to come; the store sends matching ones again.
+        session.baseline = session.control = None
+        session.effects, session.scores = Effects(), {}
+    session.measured_under = under
     if session.errors.protocol != event.protocol:  # no job sends these again by itself
         session.errors = Errors(protocol=event.protocol, maps=session.errors.maps)
-    if before is None or before.protocol != event.protocol:
+    if not same:
         for found in session.compared.values():
             found.score, found.restored = None, {}
         session.calibrating, session.continued, session.traced = Calibrating(), {}, {}

@@ -1,28 +1,37 @@
 """Predicted effects of layers and of a recipe, before they are measured.
 
-A recipe is predicted from the last one that was measured: its score, and the differences of the
-effects of the layers that changed since, as much larger as that recipe's KL is than the sum of its
-single effects. What layers do together is then measured, not assumed.
+A recipe is predicted from the last one that was measured, or from one format everywhere if that was
+measured and differs in fewer layers: its score, and the differences of the effects of the layers
+that differ, as much larger as that recipe's KL is than the sum of its single effects. What layers
+do together is then measured, not assumed.
 `engine.session.known_effects` has the single effects.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Generator, Mapping
 from functools import cached_property
+from typing import TypeVar
 
 import msgspec
 
 from engine import protocol as p
+from engine.formats.storage import can_hold
+from engine.session.artefact import OUTSIDE
 from engine.session.correction import corrected
-from engine.session.known_effects import KnownEffects, correction
-from engine.session.state import Session
+from engine.session.known_effects import KnownEffect, KnownEffects, correction
+from engine.session.state import Session, recipe_hash
 from engine.session.text_curvature import TextCurvature
 from engine.session.tried import held_in, layers_of, line_of, score_of
 
+T = TypeVar("T")
+
 MOST_TOGETHER = 4.0
 """How many times larger or smaller than their sum single effects may be taken to be together."""
+AT_ONCE = 500
+"""Layers of a step."""
 
 
 class Prediction(msgspec.Struct, frozen=True):
@@ -37,13 +46,23 @@ class Prediction(msgspec.Struct, frozen=True):
     """Changed layers whose effect was filled in from another format of the layer."""
     changed: int = 0
     """Layers that differ from the recipe that it starts from."""
-    start: int = 0
-    """Number of that recipe in `Session.tried`; 0 is the model as stored."""
+    start: str = ""
+    """Hash of that recipe; empty for the model as stored."""
 
     @property
     def vague(self) -> bool:
         """Whether most of it is unknown."""
         return 2 * self.missing > self.changed or 0 < self.missing == self.changed
+
+
+def uniform_recipe(session: Session, format: str) -> dict[str, str]:
+    """One format for every layer of the body that can hold it."""
+    layers = session.layers
+    return {
+        name: format
+        for name, role, shape in zip(layers.names, layers.roles, layers.shapes, strict=True)
+        if role not in OUTSIDE and can_hold(format, shape)
+    }
 
 
 def expected(session: Session, row: int, key: p.EffectKey) -> p.Estimate | None:
@@ -89,21 +108,43 @@ class Predictor:
         self.session = session
         self._at = session.at if at is None else at
         self._effects = KnownEffects(session)
-        self._since, self.start, self._score = _since(session, self._at, itself=itself)
+        self._columns: dict[str, list[tuple[float, float, float] | None]] = {}
+        self._since, self._start, self._score = _since(session, self._at, itself=itself)
 
     @cached_property
     def _together(self) -> float:
-        """KL of the recipe that it starts from, over the sum of its layers' single effects.
+        """`_ratio` of the recipe that it starts from."""
+        if self._score is None:
+            return 1.0
+        return _drained(self._ratio(layers_of(self.session, self._start), self._score))
+
+    def _ratio(
+        self, recipe: Mapping[str, str], score: p.RecipeScore
+    ) -> Generator[None, None, float]:
+        """KL of a measured recipe over the sum of its layers' single effects.
 
         1 where that says little: with effects that are unknown, or nothing changed.
         """
-        if self._score is None:
+        alone = 0.0
+        for number, (layer, held) in enumerate(recipe.items()):
+            if number % AT_ONCE == 0:
+                yield
+            effect = self._effect(layer, held, many=len(recipe))
+            if effect is None:
+                return 1.0
+            alone += effect.kl
+        if not alone > 0 or not score.kl > 0:
             return 1.0
-        effects = [self._effects.of(*held) for held in layers_of(self.session, self.start).items()]
-        alone = sum(effect.kl for effect in effects if effect is not None)
-        if None in effects or not alone > 0 or not self._score.kl > 0:
-            return 1.0
-        return min(max(self._score.kl / alone, 1 / MOST_TOGETHER), MOST_TOGETHER)
+        return min(max(score.kl / alone, 1 / MOST_TOGETHER), MOST_TOGETHER)
+
+    def _effect(self, layer: str, held: str, *, many: int) -> KnownEffect | None:
+        """The effect of one layer, one of ``many``; of more than a step's from its whole column."""
+        if held and many > AT_ONCE:
+            if held not in self._columns:
+                self._columns[held] = self._effects.column(held)
+            if (known := self._columns[held][self.session.index[layer]]) is not None:
+                return KnownEffect(*known)
+        return self._effects.of(layer, held)
 
     def predict(self, further: Mapping[str, str]) -> Prediction | None:
         """The score of the current recipe with further formats; None until the baseline is known.
@@ -111,7 +152,11 @@ class Predictor:
         Args:
             further: formats by layer.
         """
-        session, effects, score = self.session, self._effects, self._score
+        return _drained(self.in_steps(further))
+
+    def in_steps(self, further: Mapping[str, str]) -> Generator[None, None, Prediction | None]:
+        """The same in steps of some milliseconds."""
+        session, score = self.session, self._score
         if session.baseline is None:
             return None
         held = session.changed
@@ -120,14 +165,27 @@ class Predictor:
         now = {layer: held.get(layer, "") for layer in self._since}
         for layer, wanted in further.items():
             now[layer] = "" if wanted == session.kept(session.index[layer]) else wanted
-        before = held_in(session, self.start, now)
+        before = held_in(session, self._start, now)
+        changed = {
+            layer: (old, new) for layer, new in now.items() if new != (old := before.get(layer, ""))
+        }
+        yield
+        start = "" if score is None else score.recipe
+        uniform = self._nearer_uniform(changed, now)
+        yield
+        if uniform is not None:
+            recipe, score, changed = uniform
+            start = score.recipe
+            together = yield from self._ratio(recipe, score)
+        else:
+            together = self._together
         dnll = kl = 0.0
-        missing = filled = changed = 0
-        for layer, new in now.items():
-            if new == (old := before.get(layer, "")):
-                continue
-            changed += 1
-            gained, lost = effects.of(layer, new), effects.of(layer, old)
+        missing = filled = 0
+        for number, (layer, (old, new)) in enumerate(changed.items()):
+            if number % AT_ONCE == 0:
+                yield
+            gained = self._effect(layer, new, many=len(changed))
+            lost = self._effect(layer, old, many=len(changed))
             if gained is None or lost is None:
                 missing += 1
                 continue
@@ -135,13 +193,54 @@ class Predictor:
             dnll += gained.dnll - lost.dnll
             kl += gained.kl - lost.kl
         if score is not None:
-            kl = max(0.0, score.kl + self._together * kl)
-            dnll = score.dnll + self._together * dnll
+            kl = max(0.0, score.kl + together * kl)
+            dnll = score.dnll + together * dnll
         try:
             ppl = session.baseline.ppl * math.exp(dnll)
         except OverflowError:
             ppl = math.inf
-        return Prediction(dnll, kl, ppl, missing, filled, changed, self.start)
+        return Prediction(dnll, kl, ppl, missing, filled, len(changed), start)
+
+    def _nearer_uniform(
+        self, changed: Mapping[str, tuple[str, str]], now: Mapping[str, str]
+    ) -> tuple[dict[str, str], p.RecipeScore, dict[str, tuple[str, str]]] | None:
+        """One format everywhere, if that was measured and fewer layers differ from it.
+
+        Args:
+            changed: formats of layers that differ from the recipe that it starts from, before and
+                now.
+            now: formats of these layers, and of others; empty for as stored.
+
+        Returns:
+            The recipe, its score, and the formats of layers that differ from it, before and now.
+        """
+        session = self.session
+        if 2 * len(changed) <= len(session.layers.names):
+            return None
+        recipe = {**layers_of(session, self._start), **now}
+        counted = Counter(held for held in recipe.values() if held)
+        if not counted:
+            return None
+        uniform = uniform_recipe(session, counted.most_common(1)[0][0])
+        score = session.scores.get(recipe_hash(uniform))
+        if score is None or not score.done or not math.isfinite(score.kl):
+            return None
+        differs = {
+            layer: (before, held)
+            for layer in uniform | recipe
+            if (before := uniform.get(layer, "")) != (held := recipe.get(layer, ""))
+        }
+        return (uniform, score, differs) if len(differs) < len(changed) else None
+
+
+def _drained(steps: Generator[None, None, T]) -> T:
+    """What steps return, at once."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: T = end.value
+            return found
 
 
 def _since(

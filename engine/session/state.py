@@ -294,6 +294,8 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     model: p.ModelReady | None = None
     measured_with: p.ModelReady | None = None
     """The model and the text behind effects and scores, also while no model is loaded."""
+    measured_under: str = ""
+    """What they depend on beside these: versions, and how methods are calibrated."""
     calibration: p.Calibrated | None = None
     """The calibration text; None until a method needs it."""
     layers: Layers = msgspec.field(default_factory=Layers)

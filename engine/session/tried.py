@@ -6,6 +6,7 @@ undone and then done otherwise; this does not. Number 0 is the model as stored.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 
 import msgspec
@@ -47,6 +48,12 @@ def layers_of(session: Session, number: int) -> dict[str, str]:
         for layer, held in recipe.items()
         if layer in session.index and not is_kept(session, layer, held)
     }
+
+
+def made_of(session: Session, number: int) -> str:
+    """``25 int4-g128, 10 int8``: what the layers of a recipe hold, the most frequent first."""
+    held = Counter(layers_of(session, number).values())
+    return ", ".join(f"{many} {format}" for format, many in held.most_common())
 
 
 def is_kept(session: Session, layer: str, held: str) -> bool:

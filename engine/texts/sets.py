@@ -23,7 +23,7 @@ CHAT_PREFIX = "chat:"
 GENERATED: Mapping[str, str] = {
     "random": "tokens drawn uniformly: no text at all, the worst case",
     "own": "what the model itself writes, by plain sampling",
-    "eval": "what of an evaluation text's domain is not evaluated, a set for each text",
+    "eval": "the part of each evaluation text's domain that is not evaluated, one set per text",
 }
 """Sets that are made from the model or from the evaluation texts, with a line of help."""
 

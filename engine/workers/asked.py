@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from dataclasses import dataclass
 
 from engine.errors import UsageError
 
-EXPECTED = "a number of processes such as 2, devices such as cuda:0,cuda:1, or auto"
+EXPECTED = (
+    "a number of processes such as 2, devices such as cuda:0,cuda:1, auto, or a cluster of Ray: "
+    "ray://HOST:PORT, or ray for the one that this host has joined"
+)
 _DEVICE = re.compile(r"cpu|cuda:\d+")
+_CLUSTER = re.compile(r"ray://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>\d{1,5}))?/?")
+PORT = 6379
+"""Of the head of a cluster, where none is given: that of ``ray start --head``."""
+JOINED = "auto"
+"""The address of the cluster that this host has joined, in Ray's own words."""
 MOST = 256
 """Processes on one machine."""
 
@@ -21,6 +30,9 @@ class Asked:
     """How many; 0 for one on every GPU of this machine."""
     devices: tuple[str, ...] = ()
     """Where each runs, if devices were named."""
+    cluster: str = ""
+    """``HOST:PORT`` of a cluster's head, or ``auto``; empty for none. On this machine it is as if
+    ``auto`` had been asked for."""
 
     @property
     def auto(self) -> bool:
@@ -29,7 +41,9 @@ class Asked:
 
 
 def parse_workers(text: str) -> Asked:
-    """Read ``2``, ``cuda:0,cuda:1`` or ``auto``; empty is the engine alone.
+    """Read ``2``, ``cuda:0,cuda:1``, ``auto``, ``ray`` or ``ray://HOST:PORT``.
+
+    Empty is the engine alone.
 
     Raises:
         UsageError: it is none of these.
@@ -39,12 +53,26 @@ def parse_workers(text: str) -> Asked:
         return Asked()
     if given == "auto":
         return Asked(0)
+    if given in ("ray", "ray://", "ray://auto"):
+        return Asked(0, cluster=JOINED)
+    if found := _CLUSTER.fullmatch(given):
+        port = int(found["port"] or PORT)
+        if 1 <= port <= 65535:
+            return Asked(0, cluster=f"{found['host']}:{port}")
     if given.isascii() and given.isdecimal() and 1 <= int(given) <= MOST:
         return Asked(int(given))
     devices = tuple(each.strip() for each in given.split(","))
     if all(map(_DEVICE.fullmatch, devices)) and len(devices) <= MOST:
         return Asked(len(devices), devices)
     raise UsageError(f"workers are {text!r}, expected {EXPECTED}")
+
+
+def check_ray() -> None:
+    """Raise `UsageError` if Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise UsageError(
+            "workers on other hosts need Ray, which is not installed: pip install 'qtui[ray]'"
+        )
 
 
 def beside(asked: Asked, device: str, gpus: int) -> tuple[str, ...]:

@@ -290,8 +290,9 @@ class Crew:
 
     def _done(self, hand: _Hand, pieces: Sequence[str]) -> None:
         hand.done += len(pieces)
-        self._open -= set(pieces)
-        hand.pieces = [piece for piece in hand.pieces if piece not in set(pieces)]
+        done = set(pieces)
+        self._open -= done
+        hand.pieces = [piece for piece in hand.pieces if piece not in done]
 
 
 class _Nobody:

@@ -9,20 +9,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Protocol
 
-from engine import protocol as p
 from engine.workers.channel import Channel
-from engine.workers.worker import Patience, WorkerLostError
+from engine.workers.connected import ENDED, ConnectedWorker
+from engine.workers.worker import WorkerLostError
 
-TICK = 1.0
-"""Seconds to wait for an event at a time."""
 END_SECONDS = 5.0
 """Seconds that a process may take to end when nobody needs it any more."""
-ENDED = "it was ended"
 
 
 class Process(Protocol):
@@ -43,17 +38,17 @@ class Process(Protocol):
         """End it at once."""
 
 
-class LocalWorker:
+class LocalWorker(ConnectedWorker):
     """A process on a device of this machine; it ends with the engine, however that ends."""
 
     def __init__(self, name: str, device: str, threads: int | None = None) -> None:
         """
         Args:
             name: for people.
-            device: that its commands name, for people.
+            device: that its commands name.
             threads: of the processor; None leaves what the environment says.
         """
-        self.name, self.device = name, device
+        super().__init__(name, device)
         self._threads = threads
         self._process: Process | None = None
         self._channel: Channel | None = None
@@ -66,26 +61,6 @@ class LocalWorker:
     def pid(self) -> int | None:
         """Its process, once it runs a command."""
         return None if self._process is None else self._process.pid
-
-    def run(self, command: p.AnyCommand) -> Iterator[p.AnyEvent]:
-        """See `Worker.run`. A command that opens a checkpoint may take any time."""
-        command = p.identified(command)
-        channel = self._begun()
-        patience = None if isinstance(command, p.Open) else Patience()
-        job = ""
-        try:
-            channel.send(command, timeout=Patience.LEAST)
-            while True:
-                event = self._next(channel, patience)
-                if isinstance(event, p.JobStarted) and event.ask == command.ask:
-                    job = event.job
-                yield event
-                if isinstance(event, p.Refused) and event.ask == command.ask:
-                    return
-                if isinstance(event, p.JobEnded) and event.job == job:
-                    return
-        except (EOFError, OSError) as error:
-            raise WorkerLostError(self._why()) from error
 
     def close(self) -> None:
         """See `Worker.close`."""
@@ -129,22 +104,6 @@ class LocalWorker:
             pass_fds=(theirs.fileno(),),
             env=environment,
         )
-
-    def _next(self, channel: Channel, patience: Patience | None) -> p.AnyEvent:
-        while True:
-            begun = time.monotonic()
-            try:
-                message = channel.receive(TICK)
-            except TimeoutError:
-                message = None
-            if patience is not None:
-                patience.wait(time.monotonic() - begun, TICK)
-            # The gauges move as long as the process lives, whatever it does.
-            if not isinstance(message, p.Sent) or isinstance(message.event, p.Gauges):
-                continue
-            if patience is not None:
-                patience.progress()
-            return message.event
 
     def _why(self) -> str:
         """How the process ended, and what it said last."""

@@ -6,6 +6,8 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 from engine import protocol as p
 from engine.client.in_process import InProcess, JobError
@@ -13,7 +15,7 @@ from engine.workers.channel import Channel
 
 BETWEEN = 0.1
 """Seconds without any event after which progress is sent: it says that the worker gets on."""
-DELAY = 0.03
+DELAY = 0.1
 """Seconds that an event waits for others."""
 
 
@@ -24,7 +26,7 @@ def serve(channel: Channel) -> None:
     """
     commands: queue.SimpleQueue[p.AnyCommand] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(channel, commands), daemon=True).start()
-    engine, outlet = InProcess(None), Outlet(channel)
+    engine, outlet = InProcess(None), Outlet(channel.send)
     while True:
         try:
             for event in engine.run(commands.get()):
@@ -34,13 +36,17 @@ def serve(channel: Channel) -> None:
 
 
 class Outlet:
-    """Sends events over a channel, those of a moment together: each time wakes the other end.
+    """Sends events, those of a moment together: each time wakes the other end.
 
     Progress is sent only where nothing else was sent for a while.
     """
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel, self._last = channel, 0.0
+    def __init__(self, send: Callable[..., None]) -> None:
+        """
+        Args:
+            send: takes some messages to the other end, or raises OSError if it is gone.
+        """
+        self._deliver, self._last = send, 0.0
         self._waiting: list[p.AnyEvent] = []
         self._changed = threading.Condition()
         threading.Thread(target=self._flush, name="outlet", daemon=True).start()
@@ -59,7 +65,7 @@ class Outlet:
             self._waiting.append(event)
             if isinstance(event, p.JobEnded | p.Refused):
                 self._send()
-            else:
+            elif len(self._waiting) == 1:  # others are waited for, undisturbed
                 self._changed.notify()
 
     def _flush(self) -> None:
@@ -73,8 +79,20 @@ class Outlet:
                     return  # who listens ends the process
 
     def _send(self) -> None:
-        self._channel.send(*(p.Sent(0, event) for event in self._waiting))
-        self._waiting.clear()
+        if self._waiting:
+            self._deliver(*(p.Sent(0, event) for event in _joined(self._waiting)))
+            self._waiting.clear()
+
+
+def _joined(events: Sequence[p.AnyEvent]) -> Iterator[p.AnyEvent]:
+    """The same events; facts that follow each other are in one."""
+    for fresh, run in groupby(events, lambda e: e.fresh if isinstance(e, p.Learned) else None):
+        if fresh is None:
+            yield from run
+            continue
+        learnt = [event for event in run if isinstance(event, p.Learned)]
+        keys = tuple(key for event in learnt for key in event.keys)
+        yield p.Learned(keys, tuple(fact for event in learnt for fact in event.facts), fresh)
 
 
 def _listen(channel: Channel, commands: queue.SimpleQueue[p.AnyCommand]) -> None:

@@ -28,7 +28,7 @@ def calibrate(
         typer.Option(
             "--sets",
             metavar="A,B",
-            help="sets to compare: see below; may be given several times",
+            help="sets to compare, as above; may be given several times",
         ),
     ] = None,
     method: Annotated[

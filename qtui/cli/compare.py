@@ -20,7 +20,7 @@ def compare(
     reference: Annotated[
         str,
         typer.Argument(
-            metavar="REF", help="the original checkpoint; - for none: what the files alone tell"
+            metavar="REF", help="the original checkpoint; - for none: what the files alone show"
         ),
     ],
     quantised: Annotated[
@@ -33,8 +33,8 @@ def compare(
             "--restore",
             metavar="N",
             min=0,
-            help="give the N layers of each that err most back their original weight, one at a "
-            "time, and measure what that wins",
+            help="put the N layers of each with the largest errors back to their original weights, "
+            "one at a time, and measure what that wins",
         ),
     ] = 0,
     weights: Annotated[
@@ -70,7 +70,7 @@ def compare(
     their grid, by a solver such as GPTQ, or from other weights than this original's. Scales that
     AWQ or SmoothQuant folded into a layer are taken back first. As a whole: KL, perplexity and
     agreement with the original on the same windows. --restore says which layers to keep in more
-    bits next time. With - in place of REF, what the files alone tell: codes, scales, zero points,
+    bits next time. With - in place of REF, what the files alone show: codes, scales, zero points,
     and where they contradict the configuration.
     """
     with reporting_errors():

@@ -26,9 +26,7 @@ def diagnose(
     model: ModelArgument,
     format: Annotated[
         str | None,
-        typer.Option(
-            "--format", metavar="F", help="whose damage to judge (default: the profile's)"
-        ),
+        typer.Option("--format", metavar="F", help="the format to judge (default: the profile's)"),
     ] = None,
     fixes: Annotated[
         int,
@@ -50,7 +48,7 @@ def diagnose(
         typer.Option(
             "--recipe",
             metavar="FILE|NAME",
-            help="whose errors --errors measures (default: the format, of the whole body)",
+            help="the recipe that --errors is about (default: the format in the whole body)",
         ),
     ] = None,
     to: Annotated[
@@ -58,7 +56,7 @@ def diagnose(
         typer.Option(
             "--to",
             metavar="TARGET",
-            help="what must hold the verdict's mix (default: some serving kernel)",
+            help="export target that must hold the verdict's mix (default: some serving kernel)",
         ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="print Markdown")] = False,

@@ -53,13 +53,13 @@ def evaluate(
     --recipe takes a file (its name has a suffix or a slash) or the name of a built-in recipe.
     Built in are llama.cpp's mixes Q2_K, Q3_K_S, Q3_K_M, Q3_K_L, Q4_0, Q4_K_S, Q4_K_M, Q5_K_S,
     Q5_K_M, Q6_K and Q8_0, which include head and embedding; IQ2_XXS, IQ2_XS, IQ2_S, IQ2_M, IQ3_XXS,
-    IQ3_XS, IQ3_S and IQ3_M, which have an importance matrix too; and first-last, which gives the
+    IQ3_XS, IQ3_S and IQ3_M, which use an importance matrix too; and first-last, which gives the
     first and the last block a better format than the rest of the body, whose format --format F sets
     (default: int4-g128).
 
     --text may be given several times, for text of several domains: the first is evaluated as usual,
-    and a table has perplexity and KL on each. --by-position has them by how many tokens are before
-    a prediction. Both need the whole model in memory.
+    and a table gives perplexity and KL on each. --by-position gives them by the number of tokens
+    before a prediction. Both need the whole model in memory.
     """
     with reporting_errors():
         settings, _ = shared.resolve()

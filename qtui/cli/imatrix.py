@@ -33,7 +33,7 @@ def imatrix(
 ) -> None:
     """Write the importance of every layer's inputs, as llama.cpp's llama-imatrix does.
 
-    It is the mean square of each input over the calibration text, which +imatrix weighs by:
+    It is the mean square of each input over the calibration text, by which +imatrix weights errors:
     llama-quantize --imatrix FILE then writes what qtui measured with the same options.
     """
     with reporting_errors(kept="nothing was written"):

@@ -31,7 +31,8 @@ from qtui.views.text import printable
 @shares_options
 def open_model(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="demo, a folder, or a hub id")
+        str | None,
+        typer.Argument(metavar="MODEL", help="demo, a folder, a .gguf file, or a hub id"),
     ] = None,
     ascii: AsciiOption = False,
     theme: ThemeOption = None,

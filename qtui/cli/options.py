@@ -18,7 +18,7 @@ from engine.errors import UsageError
 from engine.profiles import DEFAULT_PROFILE, RANGES, Profile, load_profile
 from engine.protocol import By, Direction, Settings, Sweep
 from engine.texts.naming import on_disk
-from engine.workers.asked import parse_workers
+from engine.workers.asked import check_ray, parse_workers
 
 Word = TypeVar("Word", bound=str)
 DTYPES = ("fp32", "fp16", "bf16")
@@ -31,7 +31,10 @@ EXACT = ("all", "top:K", "none")
 """What ``--exact`` may be."""
 
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="demo, a folder, or a hub id", show_default=False)
+    str,
+    typer.Argument(
+        metavar="MODEL", help="demo, a folder, a .gguf file, or a hub id", show_default=False
+    ),
 ]
 FormatsOption = Annotated[
     str | None, typer.Option("--formats", metavar="A,B", help="formats (default: the profile's)")
@@ -74,8 +77,8 @@ WorkersOption = Annotated[
     str | None,
     typer.Option(
         "--workers",
-        metavar="N|cuda:0,cuda:1|auto",
-        help="processes that measure in a sweep, the engine's own included",
+        metavar="N|cuda:0,cuda:1|auto|ray://HOST:PORT",
+        help="who measures in a sweep: processes on this machine, or hosts of a Ray cluster",
     ),
 ]
 JsonOption = Annotated[
@@ -298,12 +301,13 @@ def with_workers(settings: Settings, workers: str | None) -> Settings:
     """The settings with these workers.
 
     Raises:
-        UsageError: it does not say which.
+        UsageError: it does not say which, or Ray is needed and not installed.
     """
-    if workers is None:
-        return settings
-    parse_workers(workers)
-    return msgspec.structs.replace(settings, workers=workers)
+    if workers is not None:
+        settings = msgspec.structs.replace(settings, workers=workers)
+    if parse_workers(settings.workers).cluster:
+        check_ray()
+    return settings
 
 
 def _one_of(option: str, given: str, known: Sequence[Word], expected: str = "") -> Word:

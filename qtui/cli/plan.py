@@ -32,21 +32,32 @@ from qtui.cli.run import run
 def plan(
     model: ModelArgument,
     bits: Annotated[
-        float | None, typer.Option("--bits", metavar="B", help="stored bits per weight of the body")
+        float | None,
+        typer.Option("--bits", metavar="B", help="bits per weight of the body, at most"),
     ] = None,
     gib: Annotated[
         float | None,
-        typer.Option("--gib", metavar="G", help="GiB of the artefact, and of its cache if given"),
+        typer.Option(
+            "--gib",
+            metavar="G",
+            help="GiB of the artefact, at most; with --context, of its cache too",
+        ),
     ] = None,
     kl: Annotated[
-        float | None, typer.Option("--kl", metavar="K", help="KL, nats per token: fewest bytes")
+        float | None,
+        typer.Option(
+            "--kl", metavar="K", help="KL in nats per token, at most, in the fewest bytes"
+        ),
     ] = None,
     context: Annotated[
         int | None,
-        typer.Option("--context", metavar="N", help="tokens whose keys and values must fit"),
+        typer.Option(
+            "--context", metavar="N", help="tokens of a sequence whose keys and values must fit"
+        ),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option("--batch", metavar="N", help="sequences at once")
+        int | None,
+        typer.Option("--batch", metavar="N", help="sequences of --context tokens at once"),
     ] = None,
     cache_bits: Annotated[
         int | None, typer.Option("--cache-bits", metavar="16|8|4", help="bits of a cached number")
@@ -54,17 +65,27 @@ def plan(
     formats: FormatsOption = None,
     pin: Annotated[
         list[str] | None,
-        typer.Option("--pin", metavar="NAME=F", help="a layer, or re:PATTERN, with its format"),
+        typer.Option(
+            "--pin",
+            metavar="NAME=F",
+            help="give a layer, or all that match re:PATTERN, this format",
+        ),
     ] = None,
     ban: Annotated[
         list[str] | None,
-        typer.Option("--ban", metavar="[KIND=]F", help="a format that layers may not take"),
+        typer.Option(
+            "--ban", metavar="[KIND=]F", help="a format that no layer, or none of a kind, may take"
+        ),
     ] = None,
     to: Annotated[
-        str | None, typer.Option("--to", metavar="TARGET", help="what must be able to store it")
+        str | None,
+        typer.Option(
+            "--to", metavar="TARGET", help="export target that must be able to store the recipe"
+        ),
     ] = None,
     ungrouped: Annotated[
-        bool, typer.Option("--ungrouped", help="q, k, v and gate, up may differ")
+        bool,
+        typer.Option("--ungrouped", help="let q, k and v, and gate and up, take different formats"),
     ] = False,
     forwards: Annotated[
         float,

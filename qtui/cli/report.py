@@ -55,7 +55,9 @@ def report(
     ] = None,
     format: Annotated[
         str | None,
-        typer.Option("--format", metavar="F", help="whose effects to show (default: as swept)"),
+        typer.Option(
+            "--format", metavar="F", help="format whose effects are shown (default: the one swept)"
+        ),
     ] = None,
     histograms: Annotated[
         bool, typer.Option(help="read the checkpoint for histograms of the worst layers")
@@ -65,7 +67,7 @@ def report(
 
     Verdict, findings, map of layers, size against quality, worst layers, the recipe, recipes
     tried, the protocol, and the commands that reproduce the figures. Nothing is measured. The page
-    is one file without scripts, which requests nothing.
+    is one file without scripts, and loads nothing from the network.
     """  # fmt: skip
     with reporting_errors("nothing was written"):
         path = None if output is None else expanded(output)

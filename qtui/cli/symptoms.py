@@ -69,8 +69,8 @@ def symptoms(
         bool,
         typer.Option(
             "--why",
-            help="give layers back where the recipe shows symptoms, to find those that cure it; "
-            "compare prompts that fail with others, inside the model",
+            help="put layers back to their reference weights where the recipe shows symptoms, to "
+            "find those that cure it; compare prompts that fail with others, inside the model",
         ),
     ] = False,
     tasks: Annotated[
@@ -96,12 +96,12 @@ def symptoms(
     """Prompts continued by the reference and by a recipe, side by side.
 
     Both take the same random numbers, so that a recipe that changes nothing writes the same text.
-    For every prompt the first token that differs, with what both would have said there; loops,
-    garbled text, one token only, early ends, refusals, another language, texts that do not end:
-    how often the recipe shows them, and the reference by itself. --why gives layers of the recipe
-    back on the texts that show symptoms, one at a time and as attention and MLP of a block, and
-    says which of them cure it, and which channels and heads differ there. --tasks has both answer
-    questions: accuracy with its interval, and the answers that flip either way.
+    For every prompt it shows the first token that differs, with what both would have written there.
+    It counts loops, garbled text, one token only, early ends, refusals, another language and texts
+    that do not end, in the recipe's texts and in the reference's. --why puts layers back to their
+    reference weights on the prompts that show symptoms, one at a time and as attention and MLP of a
+    block, and says which of them cure it, and which channels and heads differ there. --tasks has
+    both answer questions: accuracy with its interval, and the answers that flip either way.
     """
     with reporting_errors():
         settings, _ = shared.resolve()

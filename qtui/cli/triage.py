@@ -54,7 +54,7 @@ def triage(
     """Outliers, faults and errors of every layer's weights.
 
     Reads only the files: no forward pass, one layer in memory at a time. With --activations the
-    model runs once over the calibration text: what each layer is given and returns, outlier
+    model runs once over the calibration text: inputs and outputs of each layer, outlier
     channels, massive tokens, tokens of each expert.
     """
     with reporting_errors():

@@ -112,7 +112,7 @@ class MountedScreens:
         """Pass an event to every screen before it is folded; false if it must not be folded."""
         folded = [screen.before_fold(event) for screen in self._made.values()]
         if isinstance(event, p.JobEnded) and event.kind == "open":
-            self._set_failed(event.status == "failed")
+            self._set_failed(event.status != "done")
         return all(folded)
 
     def connecting(self) -> None:

@@ -151,6 +151,11 @@ class SessionScreen(Screen[None]):
         """Show a message at the foot; ``lasts`` seconds, or what is usual."""
         self.message.say(level, words, lasts)
 
+    def settle(self) -> None:
+        """What was asked for is done: what went wrong before it is no longer true."""
+        if self.message.said[0] != "info":
+            self.message.clear()
+
     def say_and_log(self, level: p.Level, words: str) -> None:
         """Show a message at the bottom, and log it if this screen has a log."""
         self.say(level, words)

@@ -41,11 +41,17 @@ def last_job(session: Session) -> Job | None:
 
 
 def rows_of(planned: p.Planned) -> list[Row]:
-    """All lines, the largest first."""
-    rows = [Row("", point) for point in planned.frontier]
+    """All lines, the largest first; a point of the frontier that the plan took is the plan's."""
+    plan = planned.point
+    rows = [Row("", point) for point in planned.frontier if not _same(point, plan)]
     rows += [Row(printable(name), point) for name, point in planned.baselines.items()]
-    rows.append(Row(f"plan for {planned.budget}", planned.point, plan=True))
+    rows.append(Row(f"plan for {planned.budget}", plan, plan=True))
     return sorted(rows, key=lambda row: (-row.point.bytes, not row.plan))
+
+
+def _same(one: p.Point, other: p.Point) -> bool:
+    """Whether two points of a plan are one recipe: as large, and predicted the same."""
+    return one.bytes == other.bytes and math.isclose(one.kl, other.kl, rel_tol=1e-6, abs_tol=1e-12)
 
 
 def heading(width: int, glyphs: Glyphs) -> Words:
@@ -186,7 +192,8 @@ def frontier_plot(
     """KL over size, both axes' ends named: ``height`` lines of ``width`` cells; by logarithm.
 
     Points of the frontier are dots; rules, the plan and finished checkpoints have a character of
-    their own.
+    their own. What has a name and no KL at all, such as a plan that leaves everything as stored, is
+    on a line of its own at the bottom.
 
     Args:
         rows: points of the frontier, rules, the plan.
@@ -201,10 +208,11 @@ def frontier_plot(
     shown = [row for row in rows if _kl(row) > 0 and math.isfinite(_kl(row))]
     most = max(map(_kl, shown), default=0.0)
     shown = [row for row in shown if _kl(row) >= most / RANGE or row.name]
+    zeros = [row for row in rows if _kl(row) == 0 and (row.name or row is here)]
     if len(shown) < 2 or width < 24 or height < 5:
         return []
     others = [(size, kl) for size, kl in finished if kl >= most / RANGE]
-    sizes = [row.point.bytes for row in shown] + [size for size, _ in others]
+    sizes = [row.point.bytes for row in [*shown, *zeros]] + [size for size, _ in others]
     logs = [math.log10(_kl(row)) for row in shown] + [math.log10(kl) for _, kl in others]
     low, high = min(sizes), max(sizes)
     bottom, top = min(logs), max(logs)
@@ -213,10 +221,12 @@ def frontier_plot(
     ends = n.size(low), n.size(high)
     foot = _foot(rows, ends, columns, height - LEAST, glyphs, compared=bool(others))
     foot = foot[: max(1, height - LEAST)]
-    lines = height - len(foot)
+    lines = height - len(foot) - bool(zeros)
 
     def at(size: int, kl: float) -> tuple[int, int]:
         x = (size - low) / ((high - low) or 1)
+        if kl == 0:
+            return round(x * (columns - 1)), lines
         y = (math.log10(kl) - bottom) / ((top - bottom) or 1.0)
         return round(x * (columns - 1)), round((1 - y) * (lines - 1))
 
@@ -232,7 +242,7 @@ def frontier_plot(
         top_line = at(row.point.bytes, min(high_kl, 10**top))[1]
         cells.update({(x, y): (bar, "$dim") for y in range(top_line, bottom_line + 1)})
     cells.update({at(size, kl): ("C", "$better") for size, kl in others})
-    for row in sorted(shown, key=lambda row: (bool(row.name), row.plan)):
+    for row in sorted([*shown, *zeros], key=lambda row: (bool(row.name), row.plan)):
         if row.plan:
             cells[place(row)] = (glyphs.frontier, "bold $held")
         elif row.name:
@@ -240,12 +250,12 @@ def frontier_plot(
         else:
             if cells.get(place(row), (bar, ""))[0] == bar:
                 cells[place(row)] = (dot, "$primary")
-    if here is not None and here in shown:
+    if here is not None and here in [*shown, *zeros]:
         character = cells[place(here)][0]
         cells[place(here)] = (character, "reverse bold")
     drawn: list[Words] = []
-    for y in range(lines):
-        label = ""
+    for y in range(lines + bool(zeros)):
+        label = "0" if y == lines else ""
         if y in (0, lines - 1):
             label = n.short(1000 * 10 ** (top if y == 0 else bottom))
         words: Words = [(f"{label:>{left - 1}}{bar}", "$dim")]

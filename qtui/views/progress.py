@@ -51,11 +51,11 @@ def phase_words(now: Progress | Job) -> str:
 
 
 def time_left(now: Progress | Job) -> str:
-    """``1:02 left``, or ``ranking in 1:02`` before a sweep has ranked its layers."""
+    """``1:02 left``, or ``estimates done in 1:02`` before a sweep has ranked its layers."""
     left = clock(now.seconds_left)
     if not left:
         return ""
-    return f"ranking in {left}" if now.phase in RANKING else f"{left} left"
+    return f"estimates done in {left}" if now.phase in RANKING else f"{left} left"
 
 
 def about(now: Progress | Job) -> str:

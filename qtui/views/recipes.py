@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 
 from engine import protocol as p
 from engine.report import wording as n
 from engine.session import Session, expected, predict_tried
-from engine.session.tried import Line, differing, layers_of
+from engine.session.tried import Line, differing, layers_of, made_of
 from qtui.views.text import Glyphs, Words, fit, printable, short_name
 
 AS_STORED = "as stored"
@@ -64,8 +63,7 @@ def called(session: Session, line: Line) -> str:
     """The name of a recipe; without one, what its layers hold, the most frequent first."""
     if line.number == 0:
         return AS_STORED
-    held = Counter(layers_of(session, line.number).values())
-    made = ", ".join(f"{many} {printable(format)}" for format, many in held.most_common())
+    made = printable(made_of(session, line.number))
     return f"{printable(line.name)}: {made}" if line.name else made or AS_STORED
 
 

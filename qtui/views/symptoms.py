@@ -13,6 +13,7 @@ from engine.diagnosis.causes import Cause, causes
 from engine.diagnosis.detectors import WORDS
 from engine.diagnosis.of_symptoms import Shown, alarms, rates
 from engine.report import wording as n
+from engine.report.tables.symptoms import left_out
 from engine.session import Job, Session, Traced
 from qtui.views.text import Glyphs, Words, fit, printable
 
@@ -139,7 +140,7 @@ def heading(width: int, glyphs: Glyphs) -> Words:
     """The titles of the columns."""
     room = width - FINDING - FIGURES - 2
     what = fit("prompt, in the order given", room, glyphs)
-    figures = f"{'differs':>9} {f'KL{glyphs.kilo}':>6}"
+    figures = f"{'1st diff.':>9} {f'KL{glyphs.kilo}':>6}"
     return [(f"  {what}{'symptom':<{FINDING}}{figures}", "$dim")]
 
 
@@ -300,7 +301,10 @@ def contrast_lines(prompts: Prompts, width: int, glyphs: Glyphs) -> list[Words]:
     if contrast is None:
         return []
     if not contrast.healthy:
-        return [[(fit("no prompt does not fail: nothing to compare with", width, glyphs), "$dim")]]
+        none = "every prompt fails: nothing to compare with"
+        if contrast.reference_fails:
+            none = f"no prompt on which neither fails; {left_out(contrast.reference_fails)}"
+        return [[(fit(none, width, glyphs), "$dim")]]
     parts = [
         *(
             f"|x| {printable(each.layer)} {each.channel}: {each.failing:.2g} ({each.healthy:.2g})"
@@ -316,6 +320,8 @@ def contrast_lines(prompts: Prompts, width: int, glyphs: Glyphs) -> list[Words]:
         ),
     ]
     where = f"of {contrast.failing} that fail (of {contrast.healthy} others): "
+    if contrast.reference_fails:
+        parts.append(left_out(contrast.reference_fails))
     said = wrap(where + "; ".join(parts), width) if parts else []
     return [[(fit(line, width, glyphs), "$dim")] for line in said]
 

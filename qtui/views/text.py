@@ -155,10 +155,10 @@ def signed_change(dppl: float, half: float, glyphs: Glyphs, *, estimated: bool =
     """``+ .088 ± .031``, or ``≈+.088 ± .031``: a change of perplexity and half its interval."""
     if not math.isfinite(dppl):
         return short(dppl)
-    sign = "-" if dppl < 0 else "+"
     spread = half if math.isfinite(half) else 0.0
     fine = max(abs(dppl), spread) < 0.9995
     value = decimals(abs(dppl), 3) if fine else short(abs(dppl))
+    sign = "-" if dppl < 0 and value.strip("0.") else "+"
     shown = f"{glyphs.about}{sign}{value}".rjust(6) if estimated else f"{sign}{value:>5}"
     if not math.isfinite(half):
         return shown

@@ -12,8 +12,9 @@ from engine import protocol as p
 from engine.diagnosis.verdict import MOST, Verdict, verdict
 from engine.plan.knapsack import Frontier
 from engine.plan.units import Rules, choices_of, units_of
-from engine.report.verdicts import sentence
-from engine.session import Session, recipe_hash
+from engine.recipes.changes import whole
+from engine.report.verdicts import in_short, sentence
+from engine.session import Session, apply, predict, recipe_hash
 from engine.session.artefact import OUTSIDE
 from tests.plan.test_proposal import FORMATS, effect, known, sizes
 from tests.qtui import replay as r
@@ -96,6 +97,39 @@ def test_a_measured_uniform_recipe_takes_the_place_of_the_sum() -> None:
     assert after.mix == before.mix
     assert after.mix_kl == pytest.approx(2 * before.mix_kl)
     assert "≈" not in sentence(after).split("→")[0]
+
+
+def test_a_mix_is_predicted_as_it_is_once_the_session_holds_it() -> None:
+    """One figure in the verdict and beside the recipe, before it is measured and afterwards."""
+    session = known(layers=LAYERS)
+    key = recipe_hash(dict.fromkeys(body(session), F))
+    score = msgspec.structs.replace(r.score(key, ppl=30.0, half=0.1), kl=2.0, dnll=0.3, done=True)
+    session.scores[key] = score
+    found = found_in(session)
+    assert found.mix_measured is False
+    event = whole(session, found.mix)
+    assert event is not None
+    apply(session, event)
+    held = predict(session)
+    assert held is not None
+    assert (held.kl, held.ppl) == (found.mix_kl, found.mix_ppl)
+    assert found_in(session) == found
+    key = recipe_hash(found.mix)
+    session.scores[key] = msgspec.structs.replace(score, recipe=key, kl=0.5, ppl=27.0)
+    after = found_in(session)
+    assert (after.mix_kl, after.mix_ppl, after.mix_measured) == (0.5, 27.0, True)
+    assert "≈" not in sentence(after)
+
+
+def test_layers_left_as_stored_are_said_to_be() -> None:
+    session = known(layers=LAYERS)
+    for columns in (session.effects.measured, session.effects.estimated):
+        for key in [key for key in columns if key.format != F]:
+            del columns[key]
+    found = found_in(session)
+    many = len(body(session)) - len(found.mix)
+    assert f"{many} layers kept as stored: PPL" in sentence(found)
+    assert f"{many} as stored: ≈" in in_short(found)[1]
 
 
 def test_there_is_none_before_every_layer_of_the_body_is_known() -> None:

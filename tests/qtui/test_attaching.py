@@ -8,6 +8,7 @@ from engine import protocol as p
 from engine.session import Session, apply
 from qtui.app import Appearance, QtuiApp
 from qtui.attaching import lacking
+from qtui.widgets.frame.scoreboard import Scoreboard
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
 
@@ -90,6 +91,20 @@ async def test_attaching_to_an_engine_that_is_busy_asks_for_nothing() -> None:
         assert not d.sent(p.Open)
         assert not d.sent(p.Triage)
         assert not d.sent(p.Sweep)
+
+
+async def test_what_is_said_once_the_work_that_ran_at_attaching_is_done() -> None:
+    link = r.Replay(session=r.folded(*r.opening(), started("7", p.Triage())))
+
+    async def connect() -> r.Replay:
+        return link
+
+    app = QtuiApp("demo", r.SETTINGS, r.PROFILE, connect, Appearance(theme="qtui-dark"))
+    async with app.run_test(size=(80, 24)) as pilot:
+        d = Driver(app, pilot, link)
+        await d.until(link.heard)
+        await d.give(ended("7", "done"))
+        assert app.screen.query_one(Scoreboard).state == "ready"
 
 
 async def test_only_the_refusal_of_a_sweep_that_nobody_asked_for_is_silent() -> None:

@@ -133,6 +133,21 @@ async def test_a_checkpoint_that_cannot_be_read_is_a_sentence_and_the_app_lives(
         assert d.app.return_code == 3
 
 
+async def test_an_opening_that_was_cancelled_can_be_begun_again() -> None:
+    async with driving(
+        p.Opened("demo", r.SETTINGS, {}),
+        p.JobStarted(
+            job="1", kind="open", command=p.Open("demo", p.Settings()), title="open", total=0
+        ),
+        p.JobEnded(job="1", kind="open", status="cancelled"),
+        size=(100, 30),
+    ) as d:
+        assert "not open: r opens it" in d.screen()
+        opens = len(d.sent(p.Open))
+        await d.pilot.press("r")
+        await d.until(lambda: len(d.sent(p.Open)) == opens + 1)
+
+
 async def test_quitting_stops_the_engine() -> None:
     async with driving(*r.opening()) as d:
         await d.pilot.press("q")

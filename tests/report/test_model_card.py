@@ -80,3 +80,31 @@ def test_names_of_a_checkpoint_are_text() -> None:
     assert all(line.isprintable() for line in card.splitlines())
     for line in card.splitlines():
         assert line.startswith("    ") or "<script" not in line.replace("\\<", "")
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "said"),
+    [
+        ("{home}/base", "{home}/mine.txt", "qtui export base "),
+        ("models/base", "{home}/stack:content", "qtui export base "),
+        ("org/base", "org/data:train:text", "qtui export org/base "),
+        ("demo", None, "qtui export demo "),
+    ],
+)
+def test_folders_of_this_machine_are_not_in_the_card(
+    source: str, text: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    home = tmp_path / "home"
+    session = full()
+    session.source = source.format(home=home)
+    text = None if text is None else text.format(home=home)
+    session.settings = msgspec.structs.replace(session.settings, text=text, calib=text)
+    card = model_card(session, session.recipe(), ASKED)
+    command = code_of(card, "## Command")
+    assert command.startswith(said)
+    assert str(tmp_path) not in card
+    if text is not None:
+        last = text.rsplit("/", 1)[-1] if text.startswith("/") else text
+        assert f"--text {last} --calib {last} " in command

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
+import pytest
 
 from engine import protocol as p
-from engine.session import Session, apply
+from engine.diagnosis.verdict import verdict
+from engine.session import Session, apply, recipe_hash, uniform_recipe
+from tests.qtui import replay as r
 
 
 def test_what_an_earlier_comparison_said_is_forgotten() -> None:
@@ -22,3 +27,48 @@ def test_what_an_earlier_comparison_said_is_forgotten() -> None:
     apply(session, opened)
     apply(session, p.Learned(("k",), (fact,)))
     assert list(session.compared["f"].stored) == ["layer"]
+
+
+def measured() -> Session:
+    """A session in which every layer was measured, and all of the body together."""
+    session = r.folded(*r.opening(), *r.triaged(), *r.swept())
+    key = recipe_hash(uniform_recipe(session, r.FORMAT))
+    score = msgspec.structs.replace(r.score(key, ppl=30, half=0.1), kl=0.5)
+    apply(session, p.Learned((key,), (score,)))
+    return session
+
+
+def opened_again(session: Session, settings: p.Settings, versions: dict[str, str]) -> None:
+    assert session.model is not None
+    model = session.model
+    apply(session, p.Opened(source=session.source, settings=settings, versions=versions))
+    apply(session, msgspec.structs.replace(model, load_s=9.0))
+
+
+def test_a_session_that_is_opened_again_says_what_it_said() -> None:
+    """Whatever the command is that opens it, and however little of the store it looks up."""
+    session = measured()
+    before = verdict(session, r.FORMAT)
+    assert before is not None
+    assert (before.measured, before.kl, before.ppl) == (True, 0.5, 30)
+    opened_again(session, session.settings, session.versions)
+    assert verdict(session, r.FORMAT) == before
+    assert session.partial is None
+
+
+@pytest.mark.parametrize(
+    "otherwise",
+    [
+        lambda settings, versions: (settings, versions | {"torch": "another"}),
+        lambda settings, versions: (
+            msgspec.structs.replace(settings, calib="another.txt"),
+            versions,
+        ),
+    ],
+)
+def test_what_may_have_other_figures_now_is_forgotten_until_the_store_has_it(
+    otherwise: Callable[[p.Settings, dict[str, str]], tuple[p.Settings, dict[str, str]]],
+) -> None:
+    session = measured()
+    opened_again(session, *otherwise(session.settings, session.versions))
+    assert (session.baseline, session.scores, session.effects.measured) == (None, {}, {})

@@ -205,7 +205,7 @@ def test_predicted_is_the_sum_of_known_single_effects(source: Path, prose: Path)
         assert (predicted.missing, predicted.filled) == (0, 1), "int4-g32 of the head is known"
         score = client.session.score()
         assert score is not None
-        before = client.session.scores[client.session.tried[predicted.start].recipe]
+        before = client.session.scores[predicted.start]
         head = rows["lm_head"].kl * ((2**4 - 1) / (2**7 - 1)) ** 2
         together = before.kl / sum(rows[name].kl for name in layers)
         assert predicted.kl == pytest.approx(before.kl + together * head)

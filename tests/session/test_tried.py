@@ -16,6 +16,7 @@ from engine.session import (
     encode_session,
     predict,
     recipe_hash,
+    uniform_recipe,
 )
 from engine.session.tried import differing, layers_of, listed
 from tests.qtui import replay as r
@@ -121,6 +122,9 @@ def test_a_snapshot_has_them_and_another_text_forgets_scores_only() -> None:
     assert listed(session)[-1].score is not None
     assert session.model is not None
     did(session, session.model)
+    assert listed(session)[-1].score is not None, "the same text"
+    other = msgspec.structs.replace(session.model.protocol, text_sha256="1" * 64)
+    did(session, msgspec.structs.replace(session.model, protocol=other))
     last = listed(session)[-1]
     assert (last.number, last.score, last.changed) == (1, None, 1)
 
@@ -132,6 +136,12 @@ def of(session: Session, layer: str, format: str = r.FORMAT) -> float:
     known = session.sensitivity(session.index[layer], p.EffectKey("degrade", format))
     assert known is not None
     return known.kl
+
+
+def dnll(session: Session, layer: str) -> float:
+    known = session.sensitivity(session.index[layer], p.EffectKey("degrade", r.FORMAT))
+    assert known is not None
+    return known.dnll
 
 
 def test_a_prediction_starts_from_the_last_measured_recipe() -> None:
@@ -149,7 +159,7 @@ def test_a_prediction_starts_from_the_last_measured_recipe() -> None:
     # As much more than alone as all three were.
     more = min(4.0, score.kl / first.kl)
     assert after.kl == pytest.approx(score.kl - more * of(session, HEAD))
-    assert (after.start, after.changed, after.missing, after.filled) == (1, 1, 0, 0)
+    assert (after.start, after.changed, after.missing, after.filled) == (score.recipe, 1, 0, 0)
     # Not measured, and changed again: both differences count.
     did(session, change(session, [K], "kept"))
     both = predict(session)
@@ -159,6 +169,30 @@ def test_a_prediction_starts_from_the_last_measured_recipe() -> None:
     further = Predictor(session).predict({K: r.FORMAT})
     assert further is not None
     assert further.kl == pytest.approx(after.kl)
+
+
+def test_a_prediction_starts_from_one_format_everywhere_if_that_is_nearer() -> None:
+    """By hand, and the same whether it is asked for before the layers are changed or after."""
+    session = opened()
+    uniform = uniform_recipe(session, r.FORMAT)
+    alone = sum(of(session, layer) for layer in uniform)
+    key = recipe_hash(uniform)
+    score = msgspec.structs.replace(r.score(key, ppl=30, half=0.1), kl=2 * alone, dnll=0.3)
+    did(session, p.Learned((key,), (score,)))
+    mix = {layer: session.kept(session.index[layer]) for layer in (Q, K)}
+    asked = Predictor(session).predict({**uniform, **mix})
+    did(session, change(session, [name for name in uniform if name not in mix], r.FORMAT))
+    found = predict(session)
+    assert found is not None
+    assert found == asked
+    assert (found.start, found.changed, found.missing) == (key, 2, 0)
+    assert found.kl == pytest.approx(2 * (alone - of(session, Q) - of(session, K)))
+    won = sum(dnll(session, layer) for layer in mix)
+    assert found.dnll == pytest.approx(0.3 - 2 * won)
+    # A few layers in the format are nearer to the model as stored.
+    few = Predictor(opened()).predict({Q: r.FORMAT})
+    assert few is not None
+    assert (few.start, few.changed) == ("", 1)
 
 
 def test_an_unknown_format_is_filled_in_by_its_weight_error() -> None:

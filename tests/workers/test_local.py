@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from engine import protocol as p
-from engine.workers import local
+from engine.workers import connected
 from engine.workers.local import LocalWorker
 from engine.workers.worker import Patience, WorkerLostError
 
@@ -46,7 +46,7 @@ def test_a_process_that_does_not_get_on_is_lost(
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGSTOP)
     monkeypatch.setattr(Patience, "LEAST", 0.2)
-    monkeypatch.setattr(local, "TICK", 0.05)
+    monkeypatch.setattr(connected, "TICK", 0.05)
     with pytest.raises(WorkerLostError, match="no progress"):
         list(worker.run(UNITS))
     process = psutil.Process(worker.pid)

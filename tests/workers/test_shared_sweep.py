@@ -144,3 +144,22 @@ def test_a_worker_that_dies_or_hangs_loses_nothing(
         assert any("the others go on without it" in each for each in said), said
     measured = [fact for fact in facts(events, p.Sensitivity) if isinstance(fact, p.Sensitivity)]
     assert len(measured) == len({fact.layer for fact in measured})
+
+
+def test_none_are_started_where_every_figure_is_known(
+    source: Path, prose: Path, started: Started
+) -> None:
+    chosen = small(prose, workers="2")
+    client = in_process(str(source))
+    try:
+        client.send(p.Open(str(source), chosen))
+        counts = []
+        for ask in (p.Sweep(), p.Sweep(exact="top:2"), p.Sweep(("int8",), only=True)):
+            client.send(ask)
+            while not _ended(event := client.receive(PATIENCE)):
+                assert event is not None
+            assert event.status == "done"
+            counts.append((len(started.workers), event.measured > 0))
+    finally:
+        client.close()
+    assert counts == [(1, True), (1, False), (2, True)]

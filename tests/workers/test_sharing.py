@@ -11,8 +11,9 @@ import torch
 
 from engine import protocol as p
 from engine.measure import sharing
-from engine.measure.sharing import why_not
+from engine.measure.sharing import hosted, why_not
 from engine.model.streaming import fits
+from engine.workers.cluster import Cluster, Node
 
 GIB = 1 << 30
 PROTOCOL = p.Protocol(
@@ -62,3 +63,32 @@ def test_a_worker_that_has_not_loaded_the_model_cannot_take_part() -> None:
     assert why_not(loaded(), []) == "it has not loaded the model"
     refused = p.Refused(command="Open", message="no such file")
     assert "no such file" in why_not(loaded(), [refused])
+
+
+NODES = (
+    Node("a", "gpu-1", gpus=2, processors=16),
+    Node("b", "small", gpus=0, processors=2),
+    Node("c", "head", gpus=1, processors=0),
+)
+
+
+@pytest.mark.parametrize(
+    ("threads", "names", "places"),
+    [
+        (
+            None,
+            ["2 on gpu-1", "3 on gpu-1", "4 on head"],
+            [("a", True, None), ("a", True, None), ("c", True, None)],
+        ),
+        (8, ["2 on gpu-1", "3 on small"], [("a", False, 8), ("b", False, 2)]),
+    ],
+)
+def test_hosts_have_a_worker_for_each_gpu_or_one_with_the_engines_threads(
+    threads: int | None, names: list[str], places: list[tuple[str, bool, int | None]]
+) -> None:
+    cluster: Any = SimpleNamespace(nodes=NODES)
+    cluster.worker = lambda *given: Cluster.worker(cluster, *given)
+    found: list[Any] = list(hosted(cluster, threads, 1))
+    assert [each.name for each in found] == names
+    assert [(e._place.node, e._place.gpu, e._place.threads) for e in found] == places
+    assert {each.device for each in found} == {"cuda:0" if threads is None else "cpu"}

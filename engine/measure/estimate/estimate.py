@@ -105,6 +105,20 @@ def stored_estimates(
     return found
 
 
+def all_estimated(
+    loaded: Loaded, formats: Sequence[Format], direction: p.Direction
+) -> Generator[p.AnyEvent | None, None, bool]:
+    """Whether every estimate is known; nothing is announced."""
+    found: Found = {str(format): {} for format in formats}
+    steps = _unknown_groups(loaded, formats, direction, JobCounts(), found)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return not any(end.value)
+        yield None
+
+
 def _unknown_groups(
     loaded: Loaded,
     formats: Sequence[Format],

@@ -18,7 +18,7 @@ from engine import protocol as p
 from engine.formats.grammar import Format, parse_built
 from engine.measure.calibration.calibration import calibration_key, with_scales
 from engine.measure.counts import JobCounts
-from engine.measure.estimate.estimate import estimate
+from engine.measure.estimate.estimate import all_estimated, estimate
 from engine.measure.estimate.first_look import first_look
 from engine.measure.evaluation.evaluate import (
     baseline,
@@ -85,8 +85,41 @@ def sweep(
     """
     exactness = parse_exactness(exact)
     parsed = [parse_built(text) for text in formats]
-    with crew_of(loaded) as crew:
+    needed = True
+    if loaded.settings.workers:
+        needed = yield from _unknown(loaded, parsed, direction, exactness, by, only=only)
+    with crew_of(loaded, needed=needed) as crew:
         return (yield from _swept(loaded, parsed, direction, job, exactness, by, crew, only=only))
+
+
+def _unknown(
+    loaded: Loaded,
+    parsed: Sequence[Format],
+    direction: p.Direction,
+    exactness: Exactness,
+    by: p.By,
+    *,
+    only: bool,
+) -> Generator[p.AnyEvent | None, None, bool]:
+    """Whether something that workers take part in is not in the store."""
+    estimated = _to_estimate(parsed, _beside(loaded, direction, only=only))
+    if not (yield from all_estimated(loaded, estimated, direction)):
+        return True
+    if exactness.top is not None:  # the engine measures these alone
+        return False
+    for format in parsed:
+        table = SweepTable(format, direction, by)
+        table.calibration = yield from calibration_key(loaded, [format], "reference")
+        for _ in from_store(loaded, table, "", JobCounts()):
+            yield None
+        if table.todo:
+            return True
+    return False
+
+
+def _beside(loaded: Loaded, direction: p.Direction, *, only: bool) -> Sequence[str]:
+    """Formats that are estimated besides those that are swept."""
+    return () if only or direction == "restore" else loaded.settings.estimate_formats
 
 
 def _swept(
@@ -105,8 +138,7 @@ def _swept(
     counts = JobCounts(
         timings={"load_s": loaded.load_s, "quantize_s": 0.0, "estimate_s": 0.0}, job=job
     )
-    beside = () if only or direction == "restore" else loaded.settings.estimate_formats
-    estimated = _to_estimate(parsed, beside)
+    estimated = _to_estimate(parsed, _beside(loaded, direction, only=only))
     if direction == "degrade":
         yield from first_look(loaded, parsed, estimated, counts, job)
     ranking = before_ranked(loaded, len(estimated))

@@ -15,7 +15,12 @@ from engine.formats.grammar import parse_format
 from engine.measure.calibration.calibration import calibration_key, with_scales
 from engine.measure.counts import JobCounts
 from engine.measure.symptoms.continuing import Continuing
-from engine.measure.symptoms.tracing import failing_prompts, healthy_prompts, trace
+from engine.measure.symptoms.tracing import (
+    failing_prompts,
+    healthy_prompts,
+    reference_failures,
+    trace,
+)
 from engine.measure.symptoms.weights import recipe_weights
 from engine.measure.whole_model import refuse_streamed
 from engine.model.generation import why_not_cached
@@ -95,7 +100,8 @@ def find_symptoms(
         failing = failing_prompts(done, prompts)
         if failing:
             traced = yield from trace(
-                loaded, failing, healthy_prompts(done, prompts), held, continuing,
+                loaded, failing, healthy_prompts(done, prompts), reference_failures(done),
+                held, continuing,
                 lambda texts: keys.SymptomRestored(
                     on=loaded.opened.files,
                     recipe=recipe,

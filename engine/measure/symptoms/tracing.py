@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from engine import protocol as p
 from engine.diagnosis.detectors import KINDS
 from engine.diagnosis.of_symptoms import Shown, alarms
@@ -40,20 +42,26 @@ def failing_prompts(facts: Sequence[p.Continued], prompts: Sequence[Tokens]) -> 
 
 
 def healthy_prompts(facts: Sequence[p.Continued], prompts: Sequence[Tokens]) -> list[Failing]:
-    """Prompts without such symptoms, from all parts of the set; arguments as above."""
+    """Prompts on which neither fails, from all parts of the set; arguments as above."""
     found = [
         Failing(shown, tokens)
         for shown, tokens in zip(map(Shown, facts), prompts, strict=True)
-        if not alarms([shown])
+        if not alarms([shown]) and not shown.reference_fails
     ]
     step = max(1.0, len(found) / FAILING)
     return [found[int(at * step)] for at in range(min(FAILING, len(found)))]
+
+
+def reference_failures(facts: Sequence[p.Continued]) -> int:
+    """Prompts on which the reference fails by itself: what is inside says nothing of the recipe."""
+    return sum(Shown(fact).reference_fails for fact in facts)
 
 
 def trace(
     loaded: Loaded,
     failing: Sequence[Failing],
     healthy: Sequence[Failing],
+    left_out: int,
     held: Mapping[str, Held],
     continuing: Continuing,
     template: Callable[[str], keys.SymptomRestored],
@@ -65,6 +73,7 @@ def trace(
         loaded: the model.
         failing: not empty.
         healthy: may be empty.
+        left_out: of all prompts, those on which the reference fails by itself.
         held: the recipe's weights.
         continuing: continues prompts as they were.
         template: the key of a fact about texts of this hash, without layers.
@@ -100,7 +109,9 @@ def trace(
             yield counts.learnt(key, cure)
         if not cure.left:
             break
-    yield from _contrasted(loaded, failing, healthy, held, on, prompts, counts)
+    alone = [each for each in failing if not each.shown.reference_fails]
+    if alone:
+        yield from _contrasted(loaded, alone, healthy, left_out, held, on, prompts, counts)
     return prompts
 
 
@@ -108,6 +119,7 @@ def _contrasted(
     loaded: Loaded,
     failing: Sequence[Failing],
     healthy: Sequence[Failing],
+    left_out: int,
     held: Mapping[str, Held],
     on: keys.SymptomRestored,
     prompts: str,
@@ -119,14 +131,17 @@ def _contrasted(
         for some, fails in ((failing, True), (healthy, False))
         for each in some
     ]
-    others = hashlib.sha256(repr([(each.ids, each.failing) for each in texts]).encode())
-    address = keys.SymptomContrast(**_fields(on), others=others.hexdigest()).address
+    compared: object = [(each.ids, each.failing) for each in texts]
+    compared = (compared, left_out) if left_out else compared  # as earlier versions had it
+    others = hashlib.sha256(repr(compared).encode()).hexdigest()
+    address = keys.SymptomContrast(**_fields(on), others=others).address
     known = loaded.known([address])
     if known:
         yield from counts.found(list(known), list(known.values()))
         return
     contrasting = Contrasting(loaded.network, texts, held, counts)
     fact = yield from contrasting.run(failing[0].shown.fact.recipe, prompts)
+    fact = msgspec.structs.replace(fact, reference_fails=left_out)
     yield counts.learnt(address, fact)
 
 

@@ -40,7 +40,7 @@ TRIAGE = JobSpec(
     command=p.Triage,
     kind="triage",
     title=lambda command: " ".join(
-        ["triage", *command.formats, *(["activations"] if command.activations else [])]
+        ["activations and triage" if command.activations else "triage", *command.formats]
     ),
     needs=lambda command: "model" if command.activations else "checkpoint",
     lane="compute",

@@ -191,7 +191,9 @@ class ContrastPart(Part, frozen=True, kw_only=True):
     failing: int
     """Prompts that show one."""
     healthy: int
-    """Prompts that do not."""
+    """Prompts on which neither the recipe nor the reference fails."""
+    reference_fails: int | UnsetType = UNSET
+    """Prompts that are left out, since the reference fails on them by itself; absent if none."""
     channels: list[ContrastedChannelPart]
     """Channels that differ most."""
     layers: list[ContrastedLayerPart]

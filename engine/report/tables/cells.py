@@ -25,6 +25,8 @@ def bare(text: str) -> str:
     """A decimal number without the zero before its point, as the screen writes it."""
     sign = text[:1] if text[:1] in "+-" else ""
     digits = text[len(sign) :]
+    if sign == "-" and not digits.strip("0.%"):
+        sign = ""  # what is rounded to nothing has no sign
     return sign + digits[1:] if digits.startswith("0.") else text
 
 

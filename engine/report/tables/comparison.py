@@ -70,7 +70,7 @@ def _heading(document: s.CompareDocument) -> str:
 
 def _reference(document: s.CompareDocument) -> str:
     if isinstance(document.reference, UnsetType):
-        said = "no original: what the files alone tell"
+        said = "no original: what the files alone show"
     else:
         said = about(document.reference)
     if isinstance(document.logits, UnsetType):

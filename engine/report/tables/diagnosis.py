@@ -19,7 +19,7 @@ from engine.report.tables.errors import (
 )
 from engine.report.tables.layout import escaped, markdown, paragraphs, table
 from engine.report.tables.parts import about, protocol_lines, spent
-from engine.report.wording import size
+from engine.report.wording import bits_more, size
 
 NO_VERDICT = "no verdict: the effects of some layers are not known"
 CLEAN = "no findings"
@@ -88,11 +88,9 @@ def _finding(found: s.FindingPart) -> str:
     fix = found.fix
     if isinstance(fix, UnsetType):
         return said
-    bits = fix.bits or 0.0
+    cost = bits_more(fix.bits or 0.0)
     mark = "" if fix.measured else "≈"
-    return (
-        f"{said}; {printable(fix.format)} wins back {mark}{share(fix.recovered)} ({bits:+.2g} bits)"
-    )
+    return f"{said}; {printable(fix.format)} wins back {mark}{share(fix.recovered)} {cost}"
 
 
 def _rows(document: s.DiagnoseDocument) -> list[Sequence[str]]:

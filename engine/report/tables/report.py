@@ -182,7 +182,7 @@ def tried_rows(document: s.ReportDocument) -> list[tuple[str, str, str, str, str
         if not isinstance(score, UnsetType):
             ppl = NOT_KNOWN if score.ppl is None else n.perplexity(score.ppl)
             kl = NOT_KNOWN if score.kl is None else n.short(1000 * score.kl)
-        marks = ["this one"] * each.current + ["frontier"] * each.frontier
+        marks = ["current"] * each.current + ["on the frontier"] * each.frontier
         bits = NOT_KNOWN if each.bits_per_weight is None else f"{each.bits_per_weight:.2f}"
         found.append((each.name, bits, n.size(each.bytes), ppl, kl, ", ".join(marks)))
     return found
@@ -261,7 +261,7 @@ def protocol_facts(document: s.ReportDocument) -> list[tuple[str, str]]:
     control = document.control
     if not isinstance(control, UnsetType):
         kl = 0.0 if control.max_abs_kl is None else control.max_abs_kl
-        found.append(("control", f"a layer swapped for itself: KL {kl:.1e}"))
+        found.append(("control", f"a layer swapped for itself: KL {f'{kl:.1e}' if kl else 0}"))
     for format, agreed in document.agreement.items():
         if agreed.rank_kl is not None:
             said = f"rank correlation {n.significant(agreed.rank_kl)} over {agreed.layers} layers"

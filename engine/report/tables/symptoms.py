@@ -154,7 +154,14 @@ def contrast_title(found: s.ContrastPart | UnsetType) -> str:
     said += f", against {found.healthy} that {'do' if found.healthy != 1 else 'does'} not"
     if not found.healthy:
         said += ": give prompts that do not fail as well, to see what is different"
+    if not isinstance(found.reference_fails, UnsetType):
+        said += f"; {left_out(found.reference_fails)}"
     return said if isinstance(found.why, UnsetType) else f"{said}; {printable(found.why)}"
+
+
+def left_out(reference_fails: int) -> str:
+    """That prompts were not compared since the reference fails on them."""
+    return f"not compared: {counted(reference_fails, 'prompt')} on which the reference fails too"
 
 
 def contrast_rows(found: s.ContrastPart | UnsetType) -> list[list[str]]:

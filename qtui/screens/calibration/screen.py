@@ -225,6 +225,8 @@ class Calibration(SessionScreen):
             self._typed = ""
         elif isinstance(event, p.JobEnded) and event.kind == "calibrate" and event.message:
             self.say("error" if event.status == "failed" else "info", event.message)
+        elif isinstance(event, p.JobEnded) and event.kind == "calibrate" and event.status == "done":
+            self.settle()
         return True
 
     def _mend(self, why: str) -> None:

@@ -167,6 +167,8 @@ class Comparison(SessionScreen):
             self.say("warning", event.message)
         elif isinstance(event, p.JobEnded) and event.kind == "compare" and event.message:
             self.say("error" if event.status == "failed" else "info", event.message)
+        elif isinstance(event, p.JobEnded) and event.kind == "compare" and event.status == "done":
+            self.settle()
         elif isinstance(event, p.ArtefactOpened):
             self._opened = event.fingerprint
         return True

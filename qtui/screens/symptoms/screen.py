@@ -205,4 +205,6 @@ class Symptoms(SessionScreen):
             self._typed = ""
         elif isinstance(event, p.JobEnded) and event.kind == "symptoms" and event.message:
             self.say("error" if event.status == "failed" else "info", event.message)
+        elif isinstance(event, p.JobEnded) and event.kind == "symptoms" and event.status == "done":
+            self.settle()
         return True

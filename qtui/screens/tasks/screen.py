@@ -195,6 +195,8 @@ class Tasks(SessionScreen):
             self.say("warning", event.message)
         elif isinstance(event, p.JobEnded) and event.kind in KINDS and event.message:
             self.say("error" if event.status == "failed" else "info", event.message)
+        elif isinstance(event, p.JobEnded) and event.kind in KINDS and event.status == "done":
+            self.settle()
         return True
 
 

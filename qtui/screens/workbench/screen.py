@@ -202,7 +202,8 @@ class Workbench(SessionScreen):
         if whole:
             self.table.pending.clear()
             self.events.add_earlier(session)
-            if session.model is not None and not running(session):
+            opening = any(job.kind == "open" for job in running(session))
+            if session.model is not None and not opening:
                 self.scoreboard.state = "ready"
         if dirty - {"histogram", "notices", "experts", "errors", "ranges", "fixes"}:
             self.scoreboard.show(session, dirty)

@@ -130,7 +130,8 @@ class Scoreboard(Lines):
         if math.isnan(whole.bits_per_weight):
             return (size,)
         body, every = f"{whole.bits_per_weight:.2f}", f"{whole.bits_all:.2f}"
-        both = "" if body == every else f" ({every} all)"
+        both = "" if body == every else f" ({every} all layers)"
+        full = "" if body == every else f" ({every} with head and embedding)"
         if cached := self._with_cache(whole.bytes):
             first = cached[: cached.index(" ", cached.index(": ") + 2)]  # with a 16-bit cache alone
             return (
@@ -141,7 +142,7 @@ class Scoreboard(Lines):
                 f"{body} bits  {size}",
             )
         return (
-            f"{body} bits per weight{both}  {size}",
+            f"{body} bits per weight{full}  {size}",
             f"{body} bits/weight{both}  {size}",
             f"{body} bits{both}  {size}",
             f"{body} bits  {size}",
@@ -339,9 +340,11 @@ class Scoreboard(Lines):
         return f"{name} {job.format}".strip()
 
     def _idle(self) -> Words:
-        failed = [job for job in self.session.jobs.values() if job.kind == "open"][-1:]
-        if failed and failed[0].status == "failed":
-            return [("not open: ", "bold $error"), (printable(failed[0].message), "$error")]
+        opening = [job for job in self.session.jobs.values() if job.kind == "open"][-1:]
+        if opening and opening[0].status == "failed":
+            return [("not open: ", "bold $error"), (printable(opening[0].message), "$error")]
+        if opening and opening[0].status == "cancelled":
+            return [(f"not open: {self.retry_key} opens it", "bold")]
         words: Words = [(self.state, "$dim")]
         if self.state != "ready":
             return words
@@ -351,8 +354,7 @@ class Scoreboard(Lines):
         for key, whole in self.session.effects.additivity.items():
             if key.direction == "degrade" and math.isfinite(whole.kl):
                 format = printable(whole.format)
-                words.append((f"  {format} in all body layers: KL ", "$dim"))
-                words[-1] = (f"  {format} in all body layers: ", "$dim")
+                words.append((f"  {format} in all body layers: ", "$dim"))
                 words.append((n.additivity(whole.kl), ""))
         return words
 

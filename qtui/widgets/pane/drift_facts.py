@@ -16,6 +16,7 @@ COLUMNS = ("drift", "injected", "propagated", "control")
 LEAST_BAR, MOST_BAR = 6, 40
 HEADS = 8
 """Heads that diverge most that are listed."""
+UNMOVED = "nothing drifts: the recipe changes the output of no block"
 ABOUT = (
     "drift: relative change of a block's output. injected: with this block alone quantised. "
     "propagated: what came in, passed on. control: noise of the same norm, passed on."
@@ -36,6 +37,9 @@ def drift_lines(context: TabContext) -> list[Words]:
             said += f": {context.key('errors')} runs it beside the unchanged model"
         return [[(piece, "$dim")] for piece in wrapped(said, max(20, width))]
     here = session.layers.blocks[context.row]
+    if found.embedding == 0 and all(each.drift == 0 for each in found.blocks):
+        # The recipe changes the head alone, or layers that change nothing.
+        return [[(piece, "$dim")] for piece in wrapped(UNMOVED, max(20, width))]
     lines = [_headings(width)]
     most = max((each.drift for each in found.blocks if math.isfinite(each.drift)), default=0.0)
     if found.embedding > 0:

@@ -17,9 +17,15 @@ from engine import protocol as p
 from engine.client import in_process
 from engine.formats.grammar import parse_format
 from engine.measure.symptoms.symptoms import end_tokens
+from engine.measure.symptoms.tracing import (
+    failing_prompts,
+    healthy_prompts,
+    reference_failures,
+)
 from engine.model.generation import choose, uniform_numbers
 from engine.quant.quantize import dequantized
 from engine.session import Session, apply
+from engine.texts.prompts import Prompt, Tokens
 from tests import brute_force, tiny
 from tests.drive import ended, settings, until
 
@@ -175,3 +181,26 @@ def test_prompts_of_a_file_keep_their_names(source: Path, prose: Path, tmp_path:
         ("2", "", "x"),
     ]
     assert all(math.isfinite(each.kl) for each in facts)
+
+
+def continuation(*tokens: int) -> p.Continuation:
+    return p.Continuation(text="", tokens=tokens, ended=False, surprise=1.0)
+
+
+def test_a_prompt_on_which_the_reference_fails_is_neither_healthy_nor_unhealthy() -> None:
+    fine, loop = continuation(*range(30)), continuation(*([4, 5] * 15))
+    facts = [
+        p.Continued(
+            prompt=id, recipe="r", id=id, text=id, sampling=p.Sampling(), prompt_tokens=2,
+            reference=reference, changed=changed, first=0, pieces=("", ""), kl=0.1,
+            reference_top=(), changed_top=(),
+        )
+        for id, reference, changed in (
+            ("both", loop, loop), ("reference", loop, fine), ("recipe", fine, loop),
+            ("neither", fine, fine),
+        )
+    ]  # fmt: skip
+    prompts = [Tokens(Prompt(id=fact.id, text=fact.text), fact.text, [1, 2]) for fact in facts]
+    assert [each.shown.fact.id for each in failing_prompts(facts, prompts)] == ["recipe"]
+    assert [each.shown.fact.id for each in healthy_prompts(facts, prompts)] == ["neither"]
+    assert reference_failures(facts) == 2

@@ -9,7 +9,7 @@ import msgspec
 
 from engine import protocol as p
 from qtui.screens.comparison.screen import Comparison
-from qtui.views.plans import Row, frontier_plot, line_of
+from qtui.views.plans import Row, frontier_plot, line_of, rows_of
 from qtui.views.text import UNICODE
 from tests.qtui import replay as r
 from tests.qtui.driving import Driver, driving
@@ -169,3 +169,40 @@ def test_finished_checkpoints_are_marks_on_the_frontier() -> None:
     assert bars[1] > 3, "from 10 to 90"
     bare = frontier_plot(rows, None, 70, 12, UNICODE)
     assert not any("C" in piece for line in bare[:-1] for piece, _ in line)
+
+
+async def test_what_went_wrong_before_is_gone_once_a_comparison_works() -> None:
+    async with driving(*r.opening(), *r.triaged()) as d:
+        screen = await shown(d)
+        command = p.Compare(("/nowhere",))
+        for status, message in (("failed", "/nowhere: no such folder"), ("done", "")):
+            await d.give(
+                p.JobStarted(job=status, kind="compare", title="compare", command=command),
+                p.JobEnded(job=status, kind="compare", status=status, message=message),
+            )
+            await d.settled()
+            assert ("no such folder" in screen.message.text) == bool(message)
+
+
+def test_a_point_of_the_frontier_that_is_the_plan_is_listed_once() -> None:
+    points = [p.Point(bits_per_weight=4.0 + i, bytes=100 + i, kl=0.1 / 2**i) for i in range(3)]
+    planned = p.Planned(
+        budget=p.Budget(bits=5.0), recipe={}, point=points[1], kl_se=0.0, bound=0.0, units=[],
+        frontier=points, baselines={},
+    )  # fmt: skip
+    assert [(row.name, row.point.bytes) for row in rows_of(planned)] == [
+        ("", 102), ("plan for 5 bits per weight", 101), ("", 100),
+    ]  # fmt: skip
+
+
+def test_a_plan_without_any_damage_has_a_mark() -> None:
+    """On a line of its own, since no logarithm has a place for it."""
+    points = [p.Point(bits_per_weight=4.0, bytes=1000 + 100 * i, kl=0.1 / 2**i) for i in range(8)]
+    rows = [Row("", point) for point in points]
+    plan = Row("plan for 22 GiB", p.Point(bits_per_weight=16.0, bytes=4000, kl=0.0), plan=True)
+    for rest, here in (([], None), ([plan], None), ([plan], plan)):
+        drawn = frontier_plot([*rows, *rest], here, 70, 12, UNICODE)
+        assert len(drawn) == 12
+        text = ["".join(piece for piece, _ in line) for line in drawn]
+        marked = [line for line in text[:-1] if UNICODE.frontier in line]
+        assert [line.split()[0] for line in marked] == ["0│"] * len(rest)

@@ -12,6 +12,7 @@ from rich.cells import cell_len
 
 from engine.report import wording as n
 from engine.report.characters import cell_width
+from engine.report.tables.cells import figure, share
 from qtui.views import text as t
 
 
@@ -117,3 +118,11 @@ def test_a_difference_of_bits_that_shows_as_zero_is_none() -> None:
     assert n.bits_more(0.336) == "for .34 bits per weight more"
     assert n.bits_more(-2.0) == "for 2.00 bits per weight less"
     assert {n.bits_more(each) for each in (0.0, 0.004, -0.004)} == {"at the same size"}
+
+
+def test_what_is_rounded_to_nothing_has_no_minus() -> None:
+    assert figure(-0.0004, 3) == ".000"
+    assert figure(-0.0005001, 3) == "-.001"
+    assert share(-0.00001) == ".00%"
+    assert t.signed_change(-0.0004, 0.01, t.UNICODE) == "+ .000 ± .010"
+    assert t.signed_change(-0.0006, 0.01, t.UNICODE) == "- .001 ± .010"

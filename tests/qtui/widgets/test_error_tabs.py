@@ -149,6 +149,13 @@ def test_drift_has_a_line_for_every_block_and_the_heads_that_diverge() -> None:
     assert "heads of block 0: 1.00, 2.00" in said
 
 
+def test_drift_of_a_recipe_that_changes_the_head_alone_is_one_line() -> None:
+    session = quantised()
+    fact = drift(session, blocks=[p.BlockDrift(block=block, drift=0.0) for block in (0, 1)])
+    (line,) = drift_lines(context(told(session, p.Learned(("a",), (fact,))), 80))
+    assert text([line]) == "nothing drifts: the recipe changes the output of no block"
+
+
 def test_drift_of_a_model_without_blocks_or_attention_says_why() -> None:
     session = quantised()
     blocks = [p.BlockDrift(block=0, drift=0.1)]
