@@ -8,7 +8,7 @@ not depend on who measured it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 
 import msgspec
@@ -22,18 +22,40 @@ from engine.service.jobs import OpenSpec
 from engine.service.process import is_own_process
 from engine.workers.asked import beside, parse_workers
 from engine.workers.cluster import Cluster, Place
-from engine.workers.crew import Crew
+from engine.workers.crew import WAIT, Crew
 from engine.workers.local import LocalWorker
 from engine.workers.worker import Worker
 from engine.workspace import Loaded
 
 
+def joined(loaded: Loaded, held: ExitStack) -> Generator[None, None, Cluster | None]:
+    """The cluster that the settings ask for; more urgent jobs may run while it is joined.
+
+    Args:
+        loaded: the model.
+        held: closes it in the end.
+
+    Raises:
+        UsageError: it cannot be joined.
+    """
+    address = parse_workers(loaded.settings.workers).cluster
+    if not address:
+        return None
+    cluster = held.enter_context(closing(Cluster(address)))
+    while not cluster.join(WAIT):
+        yield None
+    return cluster
+
+
 @contextmanager
-def crew_of(loaded: Loaded, *, needed: bool = True) -> Iterator[Crew]:
+def crew_of(
+    loaded: Loaded, cluster: Cluster | None = None, *, needed: bool = True
+) -> Iterator[Crew]:
     """The workers that the settings ask for, started at once and ended with the job.
 
     Args:
         loaded: the model.
+        cluster: that the settings ask for, joined.
         needed: whether there is something to measure; without it none are started.
 
     Raises:
@@ -54,14 +76,11 @@ def crew_of(loaded: Loaded, *, needed: bool = True) -> Iterator[Crew]:
         LocalWorker(f"{number} on {each}", each, threads) for number, each in enumerate(devices, 1)
     ]
     opening = p.Open(_source(loaded), _settings(loaded, len(devices)), take_up=False)
-    with ExitStack() as held:
-        if needed and asked.cluster:
-            cluster = held.enter_context(closing(Cluster(asked.cluster)))
-            workers += hosted(cluster, threads, len(workers))
-            if not workers:
-                raise UsageError(_nobody(cluster, threads))
-        crew = Crew(workers, opening, lambda events: why_not(loaded, events))
-        held.callback(crew.close)
+    if cluster is not None:
+        workers += hosted(cluster, threads, len(workers))
+        if not workers:
+            raise UsageError(_nobody(cluster, threads))
+    with closing(Crew(workers, opening, lambda events: why_not(loaded, events))) as crew:
         yield crew
 
 

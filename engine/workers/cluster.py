@@ -103,7 +103,7 @@ def placed(control: socket.socket) -> Iterator[tuple[Place, socket.socket]]:
 
 
 class Cluster:
-    """A cluster that this host has joined, until `close`."""
+    """The connection to a cluster, from its start until `close`."""
 
     _bridge: tuple[str, ...] = ("engine.workers.bridge",)
     """The module that connects to it, and what it is told first."""
@@ -114,7 +114,7 @@ class Cluster:
             address: ``HOST:PORT`` of its head; ``auto`` is the one that this host has joined.
 
         Raises:
-            UsageError: Ray is not installed, or the cluster cannot be joined.
+            UsageError: Ray is not installed, or nothing answers at the address.
         """
         check_ray()
         self.address = address
@@ -128,11 +128,41 @@ class Cluster:
         self._changing = threading.Lock()
         with theirs:
             self._process = self._started(theirs)
-        try:
-            self.nodes = self._joined()
-        except BaseException:
-            self.close()
-            raise
+        self._until = time.monotonic() + JOINED_SECONDS
+        self._nodes: tuple[Node, ...] | None = None
+
+    def join(self, seconds: float) -> bool:
+        """Wait until the cluster is joined, at most so long; returns whether it is.
+
+        Raises:
+            UsageError: it cannot be joined.
+        """
+        if self._nodes is not None:
+            return True
+        match self._line(seconds):
+            case Joined(nodes):
+                self._nodes = nodes
+                return True
+            case Failed(why):
+                raise UsageError(f"{self.name} cannot be joined: {why}; start one with {START}")
+            case None if self._process.poll() is None and time.monotonic() < self._until:
+                return False
+        raise UsageError(
+            f"{self.name} cannot be joined: {self._why_ended()}; on this host too, run "
+            "`ray start --address=HOST:PORT` with the address of the cluster's head"
+        )
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """All nodes but the engine's own; waits until the cluster is joined.
+
+        Raises:
+            UsageError: it cannot be joined.
+        """
+        while not self.join(JOINED_SECONDS):
+            pass
+        assert self._nodes is not None
+        return self._nodes
 
     def worker(self, name: str, device: str, place: Place) -> HostedWorker:
         """A worker there, which is started once it runs a command."""
@@ -194,18 +224,6 @@ class Cluster:
             pass_fds=(theirs.fileno(),),
             env=dict(os.environ),
         )  # fmt: skip
-
-    def _joined(self) -> tuple[Node, ...]:
-        match self._line(JOINED_SECONDS):
-            case Joined(nodes):
-                return nodes
-            case Failed(why):
-                raise UsageError(f"{self.name} cannot be joined: {why}; start one with {START}")
-            case _:
-                raise UsageError(
-                    f"{self.name} cannot be joined: {self._why_ended()}; on this host too, run "
-                    "`ray start --address=HOST:PORT` with the address of the cluster's head"
-                )
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import cast
 
 import msgspec
@@ -26,7 +27,7 @@ from engine.measure.evaluation.evaluate import (
     score,
     whole_reference,
 )
-from engine.measure.sharing import crew_of
+from engine.measure.sharing import crew_of, joined
 from engine.measure.sweep.agreement import AgreementTracker
 from engine.measure.sweep.candidates import (
     Candidate,
@@ -88,7 +89,9 @@ def sweep(
     needed = True
     if loaded.settings.workers:
         needed = yield from _unknown(loaded, parsed, direction, exactness, by, only=only)
-    with crew_of(loaded, needed=needed) as crew:
+    with ExitStack() as held:
+        cluster = (yield from joined(loaded, held)) if needed else None
+        crew = held.enter_context(crew_of(loaded, cluster, needed=needed))
         return (yield from _swept(loaded, parsed, direction, job, exactness, by, crew, only=only))
 
 
