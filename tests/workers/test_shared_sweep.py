@@ -99,12 +99,18 @@ ASKED = {
 def test_figures_do_not_depend_on_who_measured_them(
     source: Path, prose: Path, started: Started, name: str
 ) -> None:
-    alone, _ = swept(source, small(prose), ASKED[name])
+    alone, said = swept(source, small(prose), ASKED[name])
     assert not started.workers
-    shared, _ = swept(source, small(prose, workers="2"), ASKED[name])
+    shared, heard = swept(source, small(prose, workers="2"), ASKED[name])
     (worker,) = started.workers
     assert parts(worker) == {p.Open, p.SumWindows, p.MeasureUnits}
     assert shared == alone
+    assert calibrated(heard) == calibrated(said)
+    assert bool(calibrated(said)) == (name == "calibrated")
+
+
+def calibrated(events: list[p.AnyEvent]) -> list[p.Calibrated]:
+    return [event for event in events if isinstance(event, p.Calibrated)]
 
 
 def small(prose: Path, **given: object) -> p.Settings:

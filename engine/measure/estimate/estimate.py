@@ -108,15 +108,16 @@ def stored_estimates(
 def all_estimated(
     loaded: Loaded, formats: Sequence[Format], direction: p.Direction
 ) -> Generator[p.AnyEvent | None, None, bool]:
-    """Whether every estimate is known; nothing is announced."""
+    """Whether every estimate is known; none is announced."""
     found: Found = {str(format): {} for format in formats}
     steps = _unknown_groups(loaded, formats, direction, JobCounts(), found)
     while True:
         try:
-            next(steps)
+            event = next(steps)
         except StopIteration as end:
             return not any(end.value)
-        yield None
+        # What methods are calibrated on is announced only once.
+        yield None if isinstance(event, p.Learned) else event
 
 
 def _unknown_groups(
