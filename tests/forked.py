@@ -14,7 +14,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-Environment = Mapping[str, str]
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     [
@@ -25,24 +24,17 @@ _FORKS.set_forkserver_preload(
 )  # fmt: skip
 
 
-def process(target: Callable[..., None], *given: str) -> BaseProcess:
-    """A function in a process of its own, with this one's environment."""
-    found = _FORKS.Process(target=_call, args=(target, given, dict(os.environ)), daemon=True)
+def process(target: Callable[..., None], *given: str, said: str | Path = os.devnull) -> BaseProcess:
+    """A function in a process with this one's environment; what it says goes to a file."""
+    passed = (target, given, dict(os.environ), str(said))
+    found = _FORKS.Process(target=_call, args=passed, daemon=True)
     found.start()
     return found
 
 
-def _call(target: Callable[..., None], given: Sequence[str], environment: Environment) -> None:
-    _take_on(environment)
-    target(*given)
-
-
 def qtui(*arguments: str, said: str | Path = os.devnull) -> BaseProcess:
     """``qtui ARGUMENTS`` with this process's environment; what it says goes to a file."""
-    given = (arguments, dict(os.environ), str(said))
-    process = _FORKS.Process(target=_run, args=given, daemon=True)
-    process.start()
-    return process
+    return process(_run, *arguments, said=said)
 
 
 def ran(*arguments: str, folder: Path) -> Any:
@@ -59,17 +51,19 @@ def ran(*arguments: str, folder: Path) -> Any:
     return json.loads(document.read_text())
 
 
-def _take_on(environment: Environment) -> None:
+def _call(
+    target: Callable[..., None], given: Sequence[str], environment: Mapping[str, str], said: str
+) -> None:
     os.environ.clear()  # what the process had that this one was forked from
     os.environ.update(environment)
-
-
-def _run(arguments: tuple[str, ...], environment: Environment, said: str) -> None:
-    _take_on(environment)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     into = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for standard in (1, 2):
         os.dup2(into, standard)
+    target(*given)
+
+
+def _run(*arguments: str) -> None:
     from qtui.cli import main
 
     main(arguments)

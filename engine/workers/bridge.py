@@ -1,15 +1,16 @@
 """Connects an engine to a cluster of Ray: ``python -m engine.workers.bridge DESCRIPTOR ADDRESS``.
 
 The only module that imports Ray, in a process of its own: Ray writes to the terminal, and ends its
-process a minute after the cluster's head is gone. Bytes pass through: what an actor yields goes to
-the engine's socket as it is. Nothing is retried by Ray, which may do a retried generator's work
-twice: what a lost worker had in hand is given out again by the engine.
+process a minute after the cluster's head is gone. Ray starts actors, and says when one is lost.
+Their events do not pass through it, which would take several times the engine's own time for them:
+an actor connects to this host, and that connection is given to the engine. Ray retries nothing:
+what a lost worker had in hand is given out again by the engine.
 """
 
 from __future__ import annotations
 
 import os
-import queue
+import secrets
 import socket
 import sys
 import threading
@@ -17,9 +18,13 @@ from contextlib import suppress
 from typing import Any
 
 from engine import protocol as p
-from engine.workers.channel import Channel
 from engine.workers.cluster import Failed, Joined, Lost, Node, Place, placed, tell
 from engine.workers.hosted import Hosted
+
+TOKEN = 32
+"""Bytes by which an actor is known."""
+TOKEN_SECONDS = 5.0
+"""Seconds that they may take."""
 
 
 def main(descriptor: str, address: str, hosted: type = Hosted) -> int:
@@ -63,58 +68,74 @@ def _nodes(address: str) -> tuple[Node, ...]:
 
 
 def _serve(
-    hosted: type,
-    place: Place,
-    connected: socket.socket,
-    control: socket.socket,
-    telling: threading.Lock,
+    hosted: type, place: Place, line: socket.socket, control: socket.socket, telling: threading.Lock
 ) -> None:
-    """Have an actor run the commands that come over a socket, until either is gone."""
+    """Have an actor connect to the engine; end it when the engine closes its line."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    channel = Channel(connected)
-    commands: queue.SimpleQueue[p.AnyCommand | None] = queue.SimpleQueue()
-    actor: Any = (
-        ray.remote(hosted)
-        .options(
-            num_gpus=1 if place.gpu else 0,
-            num_cpus=0 if place.gpu else place.threads,
-            max_restarts=0,
-            max_task_retries=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(place.node, soft=False),
+    here = ray.util.get_node_ip_address()
+    family = socket.AF_INET6 if ":" in here else socket.AF_INET
+    token = secrets.token_bytes(TOKEN)
+    with socket.create_server((here, 0), family=family) as server, line:
+        actor: Any = (
+            ray.remote(hosted)
+            .options(
+                num_gpus=1 if place.gpu else 0,
+                num_cpus=0 if place.gpu else place.threads,
+                max_restarts=0,
+                max_task_retries=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(place.node, soft=False),
+            )
+            .remote(p.WIRE_VERSION, place.threads)
         )
-        .remote(p.WIRE_VERSION, place.threads)
-    )
-    listening = threading.Thread(target=_listen, args=(channel, commands, actor), daemon=True)
-    listening.start()
-    try:
-        while (command := commands.get()) is not None:
-            run = actor.run.options(num_returns="streaming")
-            for sent in run.remote(p.encode(command)):
-                channel.pass_on(ray.get(sent))
-    except OSError:
-        pass  # the engine needs this worker no more
-    except Exception as error:  # noqa: BLE001  (Ray raises all kinds, and the engine says it)
-        with telling, suppress(OSError):
-            tell(control, Lost(place.worker, _why(error, place)))
-    finally:
-        channel.close()
-        listening.join()
+        until = actor.connect.remote(here, server.getsockname()[1], token)
+        found: list[socket.socket] = []
+        accepting = threading.Thread(target=_accept, args=(server, token, line, found), daemon=True)
+        waiting = threading.Thread(target=_end_with, args=(line, actor), daemon=True)
+        accepting.start()
+        waiting.start()
+        try:
+            ray.get(until)
+        except Exception as error:  # noqa: BLE001  (Ray raises all kinds, and the engine says it)
+            with telling, suppress(OSError):
+                tell(control, Lost(place.worker, _why(error, place)))
+        # The engine reads until its end: a host that has vanished sends none.
+        for each in (server, line, *found):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        waiting.join()
+        for each in found:
+            each.close()
 
 
-def _listen(channel: Channel, commands: queue.SimpleQueue[p.AnyCommand | None], actor: Any) -> None:
-    """Receive commands; end the actor once nobody sends any, whatever it is doing."""
+def _accept(
+    server: socket.socket, token: bytes, line: socket.socket, found: list[socket.socket]
+) -> None:
+    """Give the engine the connection of the actor, which alone knows the token."""
+    with suppress(OSError):  # it was closed
+        while not found:
+            connected, _ = server.accept()
+            connected.settimeout(TOKEN_SECONDS)
+            try:
+                said = connected.recv(TOKEN, socket.MSG_WAITALL)
+            except OSError:
+                said = b""
+            if not secrets.compare_digest(said, token):
+                connected.close()
+                continue
+            connected.settimeout(None)
+            found.append(connected)
+            socket.send_fds(line, [b"c"], [connected.fileno()])
+
+
+def _end_with(line: socket.socket, actor: Any) -> None:
+    """End the actor once the engine has closed its line, whatever it is doing."""
     import ray
 
-    try:
-        while True:
-            message = channel.receive()
-            if isinstance(message, p.Command):
-                commands.put(message)
-    except (EOFError, OSError):
-        ray.kill(actor)
-        commands.put(None)
+    with suppress(OSError):
+        line.recv(1)
+    ray.kill(actor)
 
 
 def _why(error: Exception, place: Place) -> str:

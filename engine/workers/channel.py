@@ -33,16 +33,6 @@ class Channel:
             self._socket.settimeout(timeout)
             self._socket.sendall(b"".join(map(frame, messages)))
 
-    def pass_on(self, data: bytes) -> None:
-        """Send bytes that are whole messages already.
-
-        Raises:
-            OSError: the other end is gone.
-        """
-        with self._sending:
-            self._socket.settimeout(None)
-            self._socket.sendall(data)
-
     def receive(self, timeout: float | None = None) -> p.AnyFrame:
         """The next message.
 

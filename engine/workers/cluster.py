@@ -1,7 +1,7 @@
 """Workers on other hosts: an engine's end of the process that connects it to a cluster of Ray.
 
-That process is `engine.workers.bridge`. Lines of JSON go to it and come from it; each worker has a
-socket of its own, which is sent along with its line.
+That process is `engine.workers.bridge`. Lines of JSON go to it and come from it. With a worker's
+goes a socket, over which its connection comes back, and which the engine closes to end it.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ class Cluster:
         """A worker there, which is started once it runs a command."""
         return HostedWorker(name, device, place, self)
 
-    def place(self, place: Place) -> Channel:
-        """Start a worker.
+    def place(self, place: Place) -> socket.socket:
+        """Start a worker; returns the socket over which its connection will come.
 
         Raises:
             OSError: the process that is connected to the cluster has ended.
@@ -146,7 +146,7 @@ class Cluster:
         with theirs, self._changing:
             line = msgspec.json.encode(place) + b"\n"
             socket.send_fds(self._control, [line], [theirs.fileno()])
-        return Channel(ours)
+        return ours
 
     def why(self, worker: int) -> str:
         """Why a worker's channel is closed."""
@@ -155,6 +155,8 @@ class Cluster:
                 if self._closed:
                     return ENDED
                 told = self._line(END_SECONDS)
+                if told is None and self._process.poll() is None:
+                    return "its connection has ended, and Ray has not said why"
                 if not isinstance(told, Lost):
                     return self._why_ended()
                 self._lost[told.worker] = told.why
@@ -237,6 +239,7 @@ class HostedWorker(ConnectedWorker):
     def __init__(self, name: str, device: str, place: Place, cluster: Cluster) -> None:
         super().__init__(name, device)
         self._place, self._cluster = place, cluster
+        self._line: socket.socket | None = None
         self._channel: Channel | None = None
         self._closed = False
         self._changing = threading.Lock()
@@ -247,13 +250,28 @@ class HostedWorker(ConnectedWorker):
             self._closed = True
             if self._channel is not None:
                 self._channel.close()
+            if self._line is not None:
+                with suppress(OSError):  # the other end is gone
+                    self._line.shutdown(socket.SHUT_RDWR)
+                self._line.close()
 
     def _begun(self) -> Channel:
         with self._changing:
             if self._closed:
                 raise WorkerLostError(ENDED)
-            if self._channel is None:
-                self._channel = self._cluster.place(self._place)
+            if self._channel is not None:
+                return self._channel
+            self._line = self._cluster.place(self._place)
+            line = self._line.dup()  # of which `close` wakes who waits
+        with line:  # a GPU that others hold may take any time
+            _, descriptors, _, _ = socket.recv_fds(line, 1, 1)
+        if not descriptors:
+            raise WorkerLostError(self._why())
+        with self._changing:
+            self._channel = Channel(socket.socket(fileno=descriptors[0]))
+            if self._closed:
+                self._channel.close()
+                raise WorkerLostError(ENDED)
             return self._channel
 
     def _why(self) -> str:

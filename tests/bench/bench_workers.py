@@ -107,9 +107,8 @@ class Paced(LocalWorker):
         )
 
 
-def paced(descriptor: int, seconds: float) -> None:
+def paced(channel: Channel, seconds: float) -> None:
     """Be a worker that takes so long for a unit."""
-    channel = Channel(socket.socket(fileno=descriptor))
     outlet, job = Outlet(channel.send), 0
     with suppress(EOFError, OSError):
         while True:
@@ -138,11 +137,8 @@ def _answers(command: p.Command, job: str, seconds: float) -> Iterator[p.AnyEven
 class PacedHosted(Hosted):
     """An actor that sends a fact every so often, and has no model."""
 
-    def _run(self, command: p.AnyCommand) -> None:
-        assert isinstance(command, p.Command)
-        for event in _answers(command, f"units-{command.ask}", PACED / PACE):
-            self._outlet.send(event)
-        self._sent.put(None)
+    def _serve(self, channel: Channel) -> None:
+        paced(channel, PACED / PACE)
 
 
 class PacedCluster(Cluster):
@@ -237,6 +233,6 @@ if __name__ == "__main__":
 
             sys.exit(bridge.main(descriptor, address, Actor))
         case ["paced", descriptor, seconds]:
-            paced(int(descriptor), float(seconds))
+            paced(Channel(socket.socket(fileno=int(descriptor))), float(seconds))
         case _:
             sys.exit(__doc__)

@@ -1,16 +1,14 @@
-"""A worker of a cluster, without the cluster: commands in, frames of events out."""
+"""A worker of a cluster, without the cluster: whom it connects to, and whom it does not serve."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from engine import protocol as p
 from engine.errors import EngineError
-from engine.workers import hosted
+from engine.workers import hosted, serving
 from engine.workers.channel import Channel
 from engine.workers.hosted import Hosted
 
@@ -20,48 +18,16 @@ def left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hosted, "own_process", lambda: None)
 
 
-def events(frames: Iterator[bytes]) -> Iterator[p.AnyEvent]:
-    """Read frames as an engine does."""
-    ours, theirs = map(Channel, socket.socketpair())
-    for each in frames:
-        theirs.pass_on(each)
-    theirs.close()
-    try:
-        while True:
-            message = ours.receive(60)
-            assert isinstance(message, p.Sent)
-            yield message.event
-    except EOFError:
-        ours.close()
-
-
-def test_every_command_ends_with_its_end(tmp_path: Path) -> None:
-    worker = Hosted(p.WIRE_VERSION, None)
-    for _ in range(2):
-        opening = p.identified(p.Open(str(tmp_path / "nothing"), p.Settings()))
-        *_, last = events(worker.run(p.encode(opening)))
-        assert isinstance(last, p.JobEnded)
-        assert "nothing" in last.message
-    units = p.identified(
-        p.MeasureUnits(format="int8", direction="degrade", by="layer", units=("a",), nll=1.0)
-    )
-    *_, last = events(worker.run(p.encode(units)))
-    assert isinstance(last, p.Refused | p.JobEnded)
-    worker._engine.close()
-
-
-def test_what_ends_the_engine_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = Hosted(p.WIRE_VERSION, None)
-
-    def broken(command: p.AnyCommand) -> Iterator[p.AnyEvent]:
-        yield p.Notice("info", "so far")
-        raise ZeroDivisionError("a mistake")
-
-    monkeypatch.setattr(worker._engine, "run", broken)
-    opening = p.identified(p.Open("demo", p.Settings()))
-    with pytest.raises(ZeroDivisionError, match="a mistake"):
-        list(worker.run(p.encode(opening)))
-    worker._engine.close()
+def test_it_says_its_token_and_serves_who_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = p.Sent(0, p.Notice("info", "here"))
+    monkeypatch.setattr(serving, "serve", lambda channel: channel.send(said))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        Hosted(p.WIRE_VERSION, None).connect("127.0.0.1", server.getsockname()[1], b"token")
+        connected, _ = server.accept()
+        assert connected.recv(5, socket.MSG_WAITALL) == b"token"
+        channel = Channel(connected)
+        assert channel.receive(60) == said
+        channel.close()
 
 
 def test_messages_of_another_version_are_not_read() -> None:

@@ -60,9 +60,11 @@ def started(worker: HostedWorker, folder: Path) -> int:
 
 def _open_and_wait(address: str, folder: str) -> None:
     """Be an engine with a worker."""
-    started(on_first_node(Cluster(address), 1), Path(folder))
+    worker = on_first_node(Cluster(address), 1)
+    started(worker, Path(folder))
     (Path(folder) / "opened").touch()
     signal.pause()
+    worker.close()
 
 
 def test_workers_that_are_lost_are_lost_with_a_reason(
@@ -93,10 +95,11 @@ def test_workers_that_are_lost_are_lost_with_a_reason(
         hung.close()
         assert ended(pid), "it is still there"
 
-        engine = forked.process(_open_and_wait, ray_hosts.address, str(tmp_path))
-        before = actors()
+        before, said = actors(), tmp_path / "said"
+        engine = forked.process(_open_and_wait, ray_hosts.address, str(tmp_path), said=said)
         while engine.is_alive() and not (tmp_path / "opened").exists():
             engine.join(0.01)
+        assert engine.is_alive(), said.read_text()
         (pid,) = actors() - before
         connections = psutil.Process(engine.pid).children()
         engine.kill()
