@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, get_args
 import msgspec
 
 from engine import protocol as p
+from engine.errors import FormatError
 from engine.formats.grammar import needs_calibration, parse_format
 from engine.session.artefact import bits_as_stored
 from engine.session.prediction import uniform_recipe
@@ -206,23 +207,35 @@ def _calibrated(session: Session, event: p.Calibrated) -> frozenset[Dirty]:
     effects = session.effects
     session.effects = Effects(
         **{
-            field: {key: value for key, value in getattr(effects, field).items() if _plain(key)}
+            field: {
+                key: value
+                for key, value in getattr(effects, field).items()
+                if not _may_be_calibrated(key.format)
+            }
             for field in Effects.__struct_fields__
         }
     )
     plain = [
         recipe
         for recipe in (layers_of(session, number) for number in range(len(session.tried)))
-        if not any(needs_calibration(parse_format(held)) for held in set(recipe.values()))
+        if not any(map(_may_be_calibrated, set(recipe.values())))
     ]
     plain += [uniform_recipe(session, key.format) for key in session.effects.known("degrade")]
     kept = set(map(recipe_hash, plain))
     session.scores = {recipe: x for recipe, x in session.scores.items() if recipe in kept}
-    return frozenset({"model", "measured", "recipe"})
+    session.fixes = {
+        layer: {format: x for format, x in tried.items() if not _may_be_calibrated(format)}
+        for layer, tried in session.fixes.items()
+    }
+    return frozenset({"model", "measured", "recipe", "fixes"})
 
 
-def _plain(key: p.EffectKey) -> bool:
-    return not needs_calibration(parse_format(key.format))
+def _may_be_calibrated(format: str) -> bool:
+    """Whether calibration inputs affect a format, as far as is known: a plugin may be missing."""
+    try:
+        return needs_calibration(parse_format(format))
+    except FormatError:
+        return True
 
 
 def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dirty]:
