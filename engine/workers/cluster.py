@@ -20,7 +20,7 @@ from contextlib import suppress
 import msgspec
 
 from engine.errors import UsageError
-from engine.workers.asked import check_ray
+from engine.workers.asked import JOINED, check_ray
 from engine.workers.channel import READ, Channel
 from engine.workers.connected import ENDED, ConnectedWorker
 from engine.workers.local import END_SECONDS
@@ -116,8 +116,7 @@ class Cluster:
         """
         check_ray()
         self.address = address
-        if address != "auto":
-            _reach(address)
+        reach(address)
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the cluster
         self._control, theirs = socket.socketpair()
         self._received = b""
@@ -194,7 +193,8 @@ class Cluster:
             case Joined(nodes):
                 return nodes
             case Failed(why):
-                raise UsageError(f"{self._name} cannot be joined: {why}; start one with {START}")
+                said = why.rstrip(".")
+                raise UsageError(f"{self._name} cannot be joined: {said}; start one with {START}")
             case _:
                 raise UsageError(
                     f"{self._name} cannot be joined: {self._why_ended()}; on this host too, run "
@@ -278,8 +278,10 @@ class HostedWorker(ConnectedWorker):
         return ENDED if self._closed else self._cluster.why(self._place.worker)
 
 
-def _reach(address: str) -> None:
-    """Raise `UsageError` at once if nothing answers."""
+def reach(address: str) -> None:
+    """Raise `UsageError` at once if nothing answers at the address of a cluster's head."""
+    if address in ("", JOINED):  # Ray looks for that one itself
+        return
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), REACHED_SECONDS).close()
