@@ -20,7 +20,7 @@ from contextlib import suppress
 import msgspec
 
 from engine.errors import UsageError
-from engine.workers.asked import check_ray
+from engine.workers.asked import JOINED, check_ray
 from engine.workers.channel import READ, Channel
 from engine.workers.connected import ENDED, ConnectedWorker
 from engine.workers.local import END_SECONDS
@@ -118,8 +118,7 @@ class Cluster:
         """
         check_ray()
         self.address = address
-        if address != "auto":
-            _reach(address)
+        reach(address)
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the cluster
         self._control, theirs = socket.socketpair()
         self._received = b""
@@ -144,7 +143,8 @@ class Cluster:
                 self._nodes = nodes
                 return True
             case Failed(why):
-                raise UsageError(f"{self.name} cannot be joined: {why}; start one with {START}")
+                said = why.rstrip(".")
+                raise UsageError(f"{self.name} cannot be joined: {said}; start one with {START}")
             case None if self._process.poll() is None and time.monotonic() < self._until:
                 return False
         raise UsageError(
@@ -306,8 +306,10 @@ class HostedWorker(ConnectedWorker):
         return ENDED if self._closed else self._cluster.why(self._place.worker)
 
 
-def _reach(address: str) -> None:
-    """Raise `UsageError` at once if nothing answers."""
+def reach(address: str) -> None:
+    """Raise `UsageError` at once if nothing answers at the address of a cluster's head."""
+    if address in ("", JOINED):  # Ray looks for that one itself
+        return
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), REACHED_SECONDS).close()

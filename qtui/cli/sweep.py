@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from engine.report import documents, tables
+from engine.workers.asked import parse_workers
+from engine.workers.cluster import reach
 from qtui.cli.exit import check_destination, publish, reporting_errors
 from qtui.cli.options import (
     ByOption,
@@ -45,6 +47,7 @@ def sweep(
     with reporting_errors():
         settings, _ = shared.resolve()
         settings = with_workers(with_draws(settings, draws), workers)
+        reach(parse_workers(settings.workers).cluster)  # before minutes of loading
         check_destination(json)
         wanted = split_formats(formats)
         # With --formats only those are wanted.
