@@ -198,6 +198,7 @@ def _under(session: Session) -> str:
 def _calibrated(session: Session, event: p.Calibrated) -> frozenset[Dirty]:
     session.calibration = event
     name = session.settings.imatrix
+    kind: Literal["text", "imatrix"]
     kind = "imatrix" if name and PurePath(name).name == event.text else "text"
     before = session.calibrated.get(kind)
     session.calibrated[kind] = event

@@ -16,6 +16,8 @@ _DEVICE = re.compile(r"cpu|cuda:\d+")
 _CLUSTER = re.compile(r"ray://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>\d{1,5}))?/?")
 PORT = 6379
 """Of the head of a cluster, where none is given: that of ``ray start --head``."""
+CLIENT_PORT = 10001
+"""Of Ray Client, whose addresses begin with ``ray://`` too."""
 JOINED = "auto"
 """The address of the cluster that this host has joined, in Ray's own words."""
 MOST = 256
@@ -57,6 +59,11 @@ def parse_workers(text: str) -> Asked:
         return Asked(0, cluster=JOINED)
     if found := _CLUSTER.fullmatch(given):
         port = int(found["port"] or PORT)
+        if port == CLIENT_PORT:
+            raise UsageError(
+                f"{text.strip()} is the address of Ray Client, which cannot be used: give the "
+                f"address that `ray start --head` prints, such as ray://{found['host']}:{PORT}"
+            )
         if 1 <= port <= 65535:
             return Asked(0, cluster=f"{found['host']}:{port}")
     if given.isascii() and given.isdecimal() and 1 <= int(given) <= MOST:

@@ -80,6 +80,11 @@ def test_clusters_are_named_by_the_address_of_their_head(asked: str, address: st
     assert parse_workers(asked).cluster == address
 
 
+def test_the_address_of_ray_client_is_not_tried() -> None:
+    with pytest.raises(UsageError, match=r"Ray Client.* such as ray://head:6379$"):
+        parse_workers("ray://head:10001")
+
+
 @pytest.mark.parametrize("asked", [None, "ray", "ray://head:6379"])
 def test_without_ray_it_is_said_what_to_install(
     asked: str | None, monkeypatch: pytest.MonkeyPatch
