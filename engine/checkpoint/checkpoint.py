@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -25,6 +26,7 @@ from engine.checkpoint.other_formats import refuse_other_formats
 from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from engine.checkpoint.weight import Codes, QuantisedWeight
@@ -167,6 +169,31 @@ class Checkpoint:
         row = found.bytes // found.shape[0] if found.shape[0] else 0
         start = found.start + a * row
         return self._read(found, start, start + (b - a) * row, (b - a, *found.shape[1:]))
+
+    def read_array(self, name: str, first: int | None = None) -> NDArray[Any]:
+        """The bits of tensor ``name`` as stored, as unsigned integers; only pickles need torch.
+
+        Args:
+            name: of the tensor, which is none of the `quantised` weights.
+            first: how many rows of its first dimension; all if None.
+
+        Raises:
+            CheckpointError: no such tensor, or its file has changed since it was opened.
+        """
+        import numpy as np
+
+        found = self._find(name)
+        shape = found.shape if first is None else (min(first, found.shape[0]), *found.shape[1:])
+        each = found.bytes // max(1, found.elements)
+        if self.pickled:
+            import torch
+
+            whole = self._read(found, found.start, found.end, found.shape)[: first or None]
+            raw = whole.contiguous().reshape(-1).view(torch.uint8).numpy()
+        else:
+            raw = np.empty(prod(shape) * each, np.uint8)
+            self.fill(found, found.start, raw.data)
+        return raw.view(f"uint{8 * each}").reshape(shape)
 
     def codes(self, name: str) -> Iterator[Codes]:
         """Codes and scales of a tensor that the container itself stores quantised, in parts."""

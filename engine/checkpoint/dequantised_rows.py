@@ -1,18 +1,22 @@
 """Rows of a layer that is stored quantised, dequantised a few at a time.
 
 The whole layer is never in memory: its pieces are, as they are stored, and the rows that are
-asked for.
+asked for. Torch is imported for layouts that `engine.checkpoint.packed.four_bits` does not know.
 """
 
 from __future__ import annotations
 
 import threading
 from math import prod
+from typing import TYPE_CHECKING
 
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.layers import DiskLayer
 from engine.checkpoint.rows import read_ahead
 from engine.checkpoint.weight import Loaded, QuantisedWeight
+
+if TYPE_CHECKING:
+    from engine.checkpoint.packed.four_bits import Array, FourBits
 
 _DTYPES = ("float16", "bfloat16", "float32")
 
@@ -29,7 +33,11 @@ class DequantisedRows:
         self.dtype, self.width = weights[0].dtype, weights[0].shape[-1]
         self.height = sum(weight.height for weight in weights)
         self._loaded: dict[int, Loaded] = {}
+        self._packed: dict[int, FourBits] = {}
         self._lock = threading.Lock()
+        self._fast = all(map(_is_packed, weights))
+        self.read_as = "float32" if self._fast else self.dtype
+        """The dtype that `read` gives; whatever it is, numbers are those of `dtype`."""
 
     def read(self, first: int, room: memoryview) -> None:
         """Fill ``room`` with the bytes of rows from ``first`` on; from any thread.
@@ -37,19 +45,26 @@ class DequantisedRows:
         Raises:
             CheckpointError: a piece cannot be read, or holds what it cannot mean.
         """
-        import torch
+        import numpy as np
 
-        row = len(room) // self.width // getattr(torch, self.dtype).itemsize
-        whole = torch.frombuffer(room, dtype=torch.uint8) if len(room) else None
-        filled, top, last = 0, 0, first + row
+        size = 4 if self.read_as == "float32" else 2
+        whole = np.frombuffer(room, np.uint8).reshape(-1, self.width * size)
+        top, last = 0, first + len(whole)
         for at, weight in enumerate(self._weights):
             begin, end = max(first - top, 0), min(last - top, weight.height)
+            if begin < end:
+                self._fill(at, begin, whole[top + begin - first : top + end - first])
             top += weight.height
-            if begin >= end or whole is None:
-                continue
-            found = self.loaded(at).rows(begin, end).contiguous().reshape(-1).view(torch.uint8)
-            whole[filled : filled + len(found)] = found
-            filled += len(found)
+
+    def _fill(self, at: int, begin: int, room: Array) -> None:
+        """Fill the bytes of rows with those of one of the weights from ``begin`` on."""
+        if (packed := self.packed(at)) is not None:
+            packed.fill(begin, room.view("float32"))
+            return
+        import torch
+
+        found = self.loaded(at).rows(begin, begin + len(room)).contiguous()
+        room[:] = found.view(torch.uint8).numpy()
 
     def loaded(self, at: int) -> Loaded:
         """The pieces of one of its weights, read the first time."""
@@ -58,10 +73,22 @@ class DequantisedRows:
                 self._loaded[at] = self._weights[at].load()
             return self._loaded[at]
 
+    def packed(self, at: int) -> FourBits | None:
+        """The same as a compiled loop takes it; None if it does not know all of the weights."""
+        if not self._fast:
+            return None
+        with self._lock:
+            if at not in self._packed:
+                found = packed_rows(self._weights[at])
+                assert found is not None
+                self._packed[at] = found
+            return self._packed[at]
+
     def release(self) -> None:
         """Drop the pieces."""
         with self._lock:
             self._loaded.clear()
+            self._packed.clear()
 
     def announce(self, first: int, rows: int) -> None:
         """Tell the system, once, that the pieces are read soon: they are read whole."""
@@ -69,6 +96,29 @@ class DequantisedRows:
             for weight in self._weights:
                 for file, start, count in weight.places:
                     read_ahead(file, start, count)
+
+
+def packed_rows(weight: QuantisedWeight) -> FourBits | None:
+    """A weight's pieces as a compiled loop takes them; None if it does not know the layout.
+
+    Raises:
+        CheckpointError: a piece cannot be read, or holds what it cannot mean.
+    """
+    if weight.packed is None or not _is_packed(weight):
+        return None
+    from engine.checkpoint.packed.four_bits import FourBits
+
+    found = weight.packed()
+    assert isinstance(found, FourBits)
+    return found
+
+
+def _is_packed(weight: QuantisedWeight) -> bool:
+    if weight.packed is None:
+        return False
+    from engine.checkpoint.packed import four_bits
+
+    return four_bits.kernels() is not None
 
 
 def dequantised_rows(checkpoint: Checkpoint, layer: DiskLayer) -> DequantisedRows | None:

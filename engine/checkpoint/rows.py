@@ -29,6 +29,11 @@ class StoredRows:
     width: int
 
     @property
+    def read_as(self) -> str:
+        """The dtype that `read` gives."""
+        return self.dtype
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return self.width * _BYTES[self.dtype]

@@ -68,6 +68,9 @@ class QuantisedWeight:
     Raises:
         CheckpointError: a piece cannot be read, or holds what it cannot mean.
     """
+    packed: Callable[[], object] | None = None
+    """The same as `load`, without torch: an `engine.checkpoint.packed.four_bits.FourBits`, which a
+    compiled loop takes; None if it does not know the layout."""
     declared: str = ""
     """What the config says of it, where that is not what it is read as."""
     read_as: str = ""

@@ -7,6 +7,8 @@ from typing import Literal, TypeAlias, get_args
 import msgspec
 
 from engine import protocol as p
+from engine.errors import FormatError
+from engine.formats.grammar import needs_calibration, parse_format
 from engine.session.artefact import bits_as_stored
 from engine.session.state import (
     Calibrating,
@@ -65,8 +67,7 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
         case p.ModelReady():
             return _model_ready(session, event)
         case p.Calibrated():
-            session.calibration = event
-            return frozenset({"model"})
+            return _calibrated(session, event)
         case p.RecipeChanged():
             return _recipe_changed(session, event)
         case p.JobStarted():
@@ -189,6 +190,36 @@ def _calibration(settings: p.Settings) -> tuple[object, ...]:
 def _under(session: Session) -> str:
     """What effects and scores depend on beside the protocol, as text."""
     return repr((sorted(session.versions.items()), _calibration(session.settings)))
+
+
+def _calibrated(session: Session, event: p.Calibrated) -> frozenset[Dirty]:
+    before, session.calibrated_on = session.calibrated_on, event.text_sha256
+    session.calibration = event
+    if before in ("", event.text_sha256):
+        return frozenset({"model"})
+    # Another text under the same name: what was calibrated on the one before may differ.
+    effects = session.effects
+    session.effects = msgspec.structs.replace(
+        effects,
+        **{
+            field: {
+                key: known
+                for key, known in getattr(effects, field).items()
+                if not _may_be_calibrated(key.format)
+            }
+            for field in Effects.__struct_fields__
+        },
+    )
+    session.scores, session.fixes = {}, {}
+    return frozenset({"model", "measured", "fixes"})
+
+
+def _may_be_calibrated(format: str) -> bool:
+    """Whether calibration inputs affect a format, as far as is known: a plugin may be missing."""
+    try:
+        return needs_calibration(parse_format(format))
+    except FormatError:
+        return True
 
 
 def _checkpoint_read(session: Session, event: p.CheckpointRead) -> frozenset[Dirty]:

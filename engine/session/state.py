@@ -296,6 +296,8 @@ class Session(msgspec.Struct, forbid_unknown_fields=True):
     """The model and the text behind effects and scores, also while no model is loaded."""
     measured_under: str = ""
     """What they depend on beside these: versions, and how methods are calibrated."""
+    calibrated_on: str = ""
+    """Hash of the text that methods were calibrated on; empty before one was."""
     calibration: p.Calibrated | None = None
     """The calibration text; None until a method needs it."""
     layers: Layers = msgspec.field(default_factory=Layers)

@@ -1,8 +1,9 @@
-"""Triage of a GPTQ checkpoint of 1 GB in 4 bits, as a user runs it, beside reading its file.
+"""Triage of a checkpoint of 1 GB in 4 bits, as a user runs it, beside reading its file.
 
 ``qtui triage FOLDER --json …`` in a new process with a new state folder; ``cat`` and safetensors'
 own ``load_file`` read the same file, each from memory and from the disk, all in one run. Run alone:
-``python -m tests.bench.bench_triage_quantised [FOLDER]``, where ``FOLDER`` is such a checkpoint.
+``python -m tests.bench.bench_triage_quantised [FOLDER | LAYOUT]``, where ``FOLDER`` is such a
+checkpoint, and ``LAYOUT`` the one to build: ``gptq``, which is the default, ``awq`` or ``packed``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -24,10 +26,7 @@ from tests.bench.bench_triage import CONFIG, forget, seconds
 HIDDEN, INNER, BLOCKS, VOCABULARY, GROUP = 4096, 11_008, 9, 4_000, 128
 ROUNDS = 3
 READ = "import sys; from safetensors.torch import load_file; load_file(sys.argv[1])"
-QUANTISED = {
-    "quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": False, "desc_act": False,
-    "checkpoint_format": "gptq_v2",
-}  # fmt: skip
+Tensors = dict[str, np.ndarray]
 LINEARS = (
     ("self_attn.q_proj", HIDDEN, HIDDEN), ("self_attn.k_proj", HIDDEN, HIDDEN),
     ("self_attn.v_proj", HIDDEN, HIDDEN), ("self_attn.o_proj", HIDDEN, HIDDEN),
@@ -36,15 +35,63 @@ LINEARS = (
 )  # fmt: skip
 
 
-def checkpoint(folder: Path) -> None:
+RANDOM = np.random.default_rng(0)
+
+
+def words(*shape: int) -> np.ndarray:
+    return RANDOM.integers(-(1 << 31), 1 << 31, shape, np.int32)
+
+
+def scales(*shape: int) -> np.ndarray:
+    return (RANDOM.random(shape) * 0.01).astype(np.float16)
+
+
+def gptq(out: int, row: int) -> Tensors:
+    return {
+        "qweight": words(row // 8, out),
+        "qzeros": words(row // GROUP, out // 8),
+        "scales": scales(row // GROUP, out),
+        "g_idx": (np.arange(row) // GROUP).astype(np.int32),
+    }
+
+
+def awq(out: int, row: int) -> Tensors:
+    return {
+        "qweight": words(row, out // 8),
+        "qzeros": words(row // GROUP, out // 8),
+        "scales": scales(row // GROUP, out),
+    }
+
+
+def packed(out: int, row: int) -> Tensors:
+    return {
+        "weight_packed": words(out, row // 8),
+        "weight_scale": scales(out, row // GROUP),
+        "weight_zero_point": words(out // 8, row // GROUP),
+        "weight_shape": np.array([out, row]),
+    }
+
+
+WEIGHTS = {"num_bits": 4, "type": "int", "symmetric": False, "group_size": GROUP}
+LAYOUTS: dict[str, tuple[Callable[[int, int], Tensors], dict[str, Any]]] = {
+    "gptq": (gptq, {
+        "quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": False, "desc_act": False,
+        "checkpoint_format": "gptq_v2",
+    }),
+    "awq": (awq, {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm"}),
+    "packed": (packed, {
+        "quant_method": "compressed-tensors", "format": "pack-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": WEIGHTS}},
+    }),
+}  # fmt: skip
+"""The tensors of a layer ``[out, in]`` by name, and the ``quantization_config``."""
+
+
+def checkpoint(folder: Path, layout: str = "gptq") -> None:
     """A Llama of random codes, 1 GB in one file."""
-    random = np.random.default_rng(0)
-
-    def words(*shape: int) -> np.ndarray:
-        return random.integers(-(1 << 31), 1 << 31, shape, np.int32)
-
+    make, quantised = LAYOUTS[layout]
     tensors = {
-        "model.embed_tokens.weight": random.random((VOCABULARY, HIDDEN)).astype(np.float16),
+        "model.embed_tokens.weight": RANDOM.random((VOCABULARY, HIDDEN)).astype(np.float16),
         "model.norm.weight": np.ones(HIDDEN, np.float16),
     }
     for block in range(BLOCKS):
@@ -52,29 +99,24 @@ def checkpoint(folder: Path) -> None:
         for norm in ("input_layernorm", "post_attention_layernorm"):
             tensors[f"{at}{norm}.weight"] = np.ones(HIDDEN, np.float16)
         for name, out, row in LINEARS:
-            groups = row // GROUP
-            tensors |= {
-                f"{at}{name}.qweight": words(row // 8, out),
-                f"{at}{name}.qzeros": words(groups, out // 8),
-                f"{at}{name}.scales": (random.random((groups, out)) * 0.01).astype(np.float16),
-                f"{at}{name}.g_idx": (np.arange(row) // GROUP).astype(np.int32),
-            }
+            tensors |= {f"{at}{name}.{ending}": some for ending, some in make(out, row).items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     sizes = {
         "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": BLOCKS,
         "vocab_size": VOCABULARY, "num_attention_heads": 32, "num_key_value_heads": 32,
         "tie_word_embeddings": True,
     }  # fmt: skip
-    config = {**CONFIG, **sizes, "quantization_config": QUANTISED}
+    config = {**CONFIG, **sizes, "quantization_config": quantised}
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def measure(folder: Path, model: Path | None = None) -> None:
-    """Build a checkpoint unless there is one, run and print."""
-    if model is None:
+def measure(folder: Path, given: str = "gptq") -> None:
+    """Build a checkpoint in a layout, or take the one in a folder; run and print."""
+    model = Path(given)
+    if given in LAYOUTS:
         model = folder / "model"
         model.mkdir()
-        checkpoint(model)
+        checkpoint(model, given)
     file = model / "model.safetensors"
     base = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     base |= {"PWD": str(folder)}
@@ -123,4 +165,4 @@ def test_triage_of_a_quantised_checkpoint(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as made:
-        measure(Path(made), Path(sys.argv[1]) if sys.argv[1:] else None)
+        measure(Path(made), *sys.argv[1:2])

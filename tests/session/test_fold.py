@@ -72,3 +72,20 @@ def test_what_may_have_other_figures_now_is_forgotten_until_the_store_has_it(
     session = measured()
     opened_again(session, *otherwise(session.settings, session.versions))
     assert (session.baseline, session.scores, session.effects.measured) == (None, {}, {})
+
+
+def test_effects_that_were_calibrated_on_what_a_file_held_before_are_forgotten() -> None:
+    session = measured()
+    now = p.Calibrated(text="c", text_sha256="a", tokens=9, seq_len=3, windows=3, seed=0)
+    apply(session, now)
+    apply(
+        session, p.Learned(("x",), (r.sensitivity(session.layers.names[0], 0, f"{r.FORMAT}+gptq"),))
+    )
+    calibrated = p.EffectKey("degrade", f"{r.FORMAT}+gptq")
+    plain = set(session.effects.measured) - {calibrated}
+    apply(session, now)
+    assert set(session.effects.measured) == plain | {calibrated}
+    assert session.scores
+    apply(session, msgspec.structs.replace(now, text_sha256="b"))
+    assert set(session.effects.measured) == plain
+    assert not session.scores

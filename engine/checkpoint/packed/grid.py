@@ -7,14 +7,33 @@ which compute in that dtype.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from engine.checkpoint.packed.nibbles import LEVELS, Nibbles
+from engine.checkpoint.packed import four_bits
+from engine.checkpoint.packed.four_bits import Array, FourBits
 from engine.checkpoint.weight import Codes
+
+LEAST = 1 << 18
+"""Weights that are worth a compiled loop; importing numba takes longer than fewer."""
+PART = 1 << 18
+"""Weights that are made in float32 before they are kept in 16 bits."""
+
+_rooms = threading.local()
+
+
+def _room(size: int) -> Array:
+    """Memory of this thread for so many numbers of float32; fresh memory takes longer to fill."""
+    room: Array | None = getattr(_rooms, "numbers", None)
+    if room is None or len(room) < size:
+        room = _rooms.numbers = np.empty(size, np.float32)
+    return room[:size]
 
 
 @dataclass(frozen=True)
@@ -45,19 +64,26 @@ class Grid:
     """Whether a product is rounded before something is added: no fused operation."""
     table: Tensor | None = None
     """The number that each code stands for, float32; None for the codes themselves."""
-    nibbles: Nibbles | None = None
-    """The codes as they are stored, where they have four bits; what `unpack` gives, else."""
+    packed: FourBits | None = None
+    """The same, as a compiled loop takes it, if it knows that."""
 
     def rows(self, first: int, last: int) -> Tensor:
         """See `engine.checkpoint.weight.Loaded`."""
-        groups, nibbles = self.scales.shape[1], self.nibbles
-        if nibbles is None or self.index is not None or self.levels != LEVELS:
+        packed = self.packed
+        if packed is None or (last - first) * packed.width < LEAST or not four_bits.kernels():
             return self._of_codes(self.unpack(first, last), first, last)
-        if not nibbles.looks_up(groups, self.dtype, last - first):
-            return self._of_codes(self.unpack(first, last), first, last)
-        codes = torch.arange(LEVELS, dtype=torch.uint8).expand(last - first, groups, LEVELS)
-        tables = self._of_codes(codes.flatten(1), first, last)
-        return nibbles.looked_up(first, tables.view(last - first, groups, LEVELS))
+        found = torch.empty(last - first, packed.width, dtype=self.dtype)
+        step = max(1, PART // packed.width)
+        wide = _room(step * packed.width).reshape(step, packed.width)
+        for top in range(0, last - first, step):
+            part = wide[: last - first - top]
+            packed.fill(first + top, part)
+            found[top : top + step] = torch.from_numpy(part)
+        return found
+
+    def changed(self, **parts: Any) -> Grid:
+        """The same with other codes, scales, zero points or groups than are stored."""
+        return replace(self, packed=None, **parts)
 
     def _of_codes(self, found: Tensor, first: int, last: int) -> Tensor:
         """What codes of some rows stand for, as many from each group."""

@@ -13,8 +13,12 @@ from engine.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from engine.checkpoint.packed.four_bits import Array
+
 FLOATS = ("float16", "bfloat16", "float32")
 """Dtypes that scales are stored in."""
+HALVES = ("float16", "bfloat16")
+"""Those of them that `engine.checkpoint.packed.four_bits` knows."""
 E8M0 = ("uint8", "float8_e8m0fnu")
 """Those of scales that are powers of two."""
 
@@ -54,7 +58,11 @@ class Pieces:
         """One of the tensors, as stored."""
         return self.checkpoint.read(self.found[ending].name)
 
-    def check_index(self, ending: str, index: Tensor, inputs: int, groups: int) -> None:
+    def array(self, ending: str) -> Array:
+        """The bits of one of the tensors, unsigned integers as wide; without torch."""
+        return self.checkpoint.read_array(self.found[ending].name)
+
+    def check_index(self, ending: str, index: Array, inputs: int, groups: int) -> None:
         """Refuse an index that puts inputs into groups that do not exist.
 
         Raises:
@@ -66,7 +74,7 @@ class Pieces:
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= groups:
             worst = low if low < 0 else high
-            at = int((index == worst).nonzero()[0])
+            at = int((index == worst).argmax())
             raise self.refusal(
                 f"{name!r} puts input {at} into group {worst} of {groups}; download or save it "
                 "again"

@@ -16,13 +16,13 @@ Source: AutoAWQ 0.2.9, ``utils/packing_utils.py`` and ``modules/linear``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.packed.declared import declared_config, whole_number
 from engine.checkpoint.packed.form import integer_form
-from engine.checkpoint.packed.pieces import FLOATS, Pieces, pieces_of
+from engine.checkpoint.packed.pieces import FLOATS, HALVES, Pieces, pieces_of
 from engine.checkpoint.quantised.gptq import is_gptq
 from engine.checkpoint.quantised.reader import Reader
 from engine.checkpoint.weight import Loaded, QuantisedWeight
@@ -30,8 +30,8 @@ from engine.checkpoint.weight import Loaded, QuantisedWeight
 if TYPE_CHECKING:
     from torch import Tensor
 
-_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Column of every eight that each nibble of a word holds, in GEMM."""
+    from engine.checkpoint.packed.four_bits import Array, FourBits
+
 _SIZES = (128, 64, 32, 16)
 
 
@@ -48,10 +48,13 @@ def _weight(pieces: Pieces, config: dict[str, Any]) -> QuantisedWeight | None:
         return None
     words = pieces.codes.dtype
     load: Callable[..., Loaded]
+    packed: Callable[..., FourBits] | None = None
     if words == "int32" and zeros[1] == codes[1] and scales == (zeros[0], 8 * codes[1]):
         out, inputs, load = 8 * codes[1], codes[0], _load_gemm
+        packed = _packed_gemm
     elif words == "int32" and zeros[0] == codes[0] and scales == (codes[0], 8 * zeros[1]):
         out, inputs, load = codes[0], 8 * codes[1], _load_gemv
+        packed = _packed_gemv
     elif words == "int16" and zeros == scales and scales[1] == 4 * codes[0]:
         out, inputs, load = 4 * codes[0], codes[1], _load_fast
     else:
@@ -70,6 +73,7 @@ def _weight(pieces: Pieces, config: dict[str, Any]) -> QuantisedWeight | None:
         pieces=pieces.names,
         bits=pieces.bits,
         load=partial(load, pieces, out, inputs, size),
+        packed=partial(packed, pieces, inputs, size) if packed and _is_half(pieces) else None,
     )
 
 
@@ -103,49 +107,100 @@ def _width(groups: int, size: int) -> int:
     return 8 * multiple * -(-words // multiple)
 
 
+def _is_half(pieces: Pieces) -> bool:
+    return pieces[".scales"].dtype in HALVES
+
+
 def _load_gemm(pieces: Pieces, out: int, inputs: int, size: int) -> Loaded:
     import torch
 
     from engine.checkpoint.packed.grid import Grid
 
-    # A row of bytes holds two rows of the weight.
-    turned = pieces.read(".qweight").view(torch.uint8).T.contiguous()
+    words = pieces.read(".qweight")
+
+    @cache
+    def turned() -> Tensor:
+        # A row of bytes holds two rows of the weight.
+        return words.view(torch.uint8).T.contiguous()
 
     def unpack(first: int, last: int) -> Tensor:
-        return _in_order(turned[first // 8 * 4 : -(-last // 8) * 4])[first % 8 :][: last - first]
+        return _in_order(turned()[first // 8 * 4 : -(-last // 8) * 4])[first % 8 :][: last - first]
 
-    zeros = _in_order(pieces.read(".qzeros").view(torch.uint8).T.contiguous())
     scales = pieces.read(".scales").T.contiguous()
-    return Grid(unpack=unpack, scales=scales, dtype=scales.dtype, levels=16, zeros=zeros)
+    return Grid(
+        unpack=unpack,
+        packed=_packed_gemm(pieces, inputs, size, words.numpy()) if _is_half(pieces) else None,
+        scales=scales,
+        dtype=scales.dtype,
+        levels=16,
+        zeros=_in_order(pieces.read(".qzeros").view(torch.uint8).T.contiguous()),
+    )
+
+
+def _packed_gemm(pieces: Pieces, inputs: int, size: int, words: Array | None = None) -> FourBits:
+    """The weight as a compiled loop takes it; ``words`` are its codes, if they are read already."""
+    import numpy as np
+
+    from engine.checkpoint.packed.four_bits import four_bits, nibbles
+    from engine.checkpoint.packed.orders import GEMM_ORDER, TURNED
+
+    return four_bits(
+        pieces.array(".qweight") if words is None else words,
+        TURNED,
+        (pieces[".scales"].shape[1], inputs),
+        pieces.array(".scales").T,
+        pieces[".scales"].dtype,
+        np.arange(inputs) // size,
+        nibbles(pieces.array(".qzeros"), GEMM_ORDER).T,
+    )
 
 
 def _in_order(turned: Tensor) -> Tensor:
     """Codes ``[8 · words, in]`` of bytes ``[4 · words, in]``."""
     import torch
 
+    from engine.checkpoint.packed.orders import GEMM_ORDER
+
     whole = turned.view(-1, 4, turned.shape[1])
     codes = torch.empty(len(whole), 8, turned.shape[1], dtype=torch.uint8)
     for byte in range(4):
-        torch.bitwise_and(whole[:, byte], 15, out=codes[:, _ORDER[2 * byte]])
-        codes[:, _ORDER[2 * byte + 1]] = whole[:, byte] >> 4
+        torch.bitwise_and(whole[:, byte], 15, out=codes[:, GEMM_ORDER[2 * byte]])
+        codes[:, GEMM_ORDER[2 * byte + 1]] = whole[:, byte] >> 4
     return codes.flatten(0, 1)
 
 
 def _load_gemv(pieces: Pieces, out: int, inputs: int, size: int) -> Loaded:
     from engine.checkpoint.packed.grid import Grid
-    from engine.checkpoint.packed.nibbles import Nibbles
     from engine.checkpoint.packed.unpacking import unpacked
 
     words, groups = pieces.read(".qweight"), inputs // size
-    nibbles = Nibbles(words)
     scales = pieces.read(".scales")[:, :groups].contiguous()
     return Grid(
         unpack=lambda first, last: unpacked(words[first:last], 4, inputs),
-        nibbles=nibbles if nibbles.inputs == inputs else None,
+        packed=_packed_gemv(pieces, inputs, size, words.numpy()) if _is_half(pieces) else None,
         scales=scales,
         dtype=scales.dtype,
         levels=16,
         zeros=unpacked(pieces.read(".qzeros"), 4, groups),
+    )
+
+
+def _packed_gemv(pieces: Pieces, inputs: int, size: int, words: Array | None = None) -> FourBits:
+    """As `_packed_gemm`."""
+    import numpy as np
+
+    from engine.checkpoint.packed.four_bits import four_bits, nibbles
+    from engine.checkpoint.packed.orders import ACROSS
+
+    groups = inputs // size
+    return four_bits(
+        pieces.array(".qweight") if words is None else words,
+        ACROSS,
+        (pieces.codes.shape[0], inputs),
+        pieces.array(".scales")[:, :groups],
+        pieces[".scales"].dtype,
+        np.arange(inputs) // size,
+        nibbles(pieces.array(".qzeros"))[:, :groups],
     )
 
 

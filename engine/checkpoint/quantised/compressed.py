@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.packed.declared import declared_config, matches, whole_number
 from engine.checkpoint.packed.form import float8_form, integer_form
-from engine.checkpoint.packed.pieces import E8M0, FLOATS, Pieces, pieces_of
+from engine.checkpoint.packed.pieces import E8M0, FLOATS, HALVES, Pieces, pieces_of
 from engine.checkpoint.quantised.float8 import fits_as_float8
 from engine.checkpoint.quantised.reader import Reader
 from engine.checkpoint.weight import Loaded, QuantisedWeight
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from engine.checkpoint.packed.four_bits import Array, FourBits
 
 _FIRST_DENSE = (0, 18)
 _BYTES = ("int8", "uint8")
@@ -111,6 +111,7 @@ def _packed(pieces: Pieces, config: dict[str, Any]) -> QuantisedWeight:
         pieces=pieces.names,
         bits=pieces.bits,
         load=partial(_load_packed, pieces, shape, bits, dense, size),
+        packed=partial(_packed_rows, pieces, shape, size) if _packs(pieces, bits) else None,
     )
 
 
@@ -133,7 +134,7 @@ def _shape(pieces: Pieces) -> tuple[int, ...]:
         raise pieces.refusal("there is no 'weight_shape' beside it; download or save it again")
     stored, packed = pieces[".weight_shape"], pieces.codes.shape
     pieces.expect(".weight_shape", ("int64", "int32"), (2,), (3,))
-    found = tuple(int(size) for size in pieces.checkpoint.read(stored.name))
+    found = tuple(map(int, _signed(pieces, ".weight_shape")))
     words = packed[-1]
     if len(found) != len(packed) or found[:-1] != packed[:-1]:
         fits = False
@@ -217,13 +218,13 @@ def _form(
 def _load_packed(
     pieces: Pieces, shape: tuple[int, ...], bits: int, dense: bool, size: int
 ) -> Loaded:
-    from engine.checkpoint.packed.grid import Grid
-    from engine.checkpoint.packed.nibbles import Nibbles
+    import torch
+
+    from engine.checkpoint.packed.grid import Grid, regular
     from engine.checkpoint.packed.unpacking import unpacked
 
     out, inputs = prod(shape[:-1]), shape[-1]
     words = pieces.read(".weight_packed").flatten(0, -2)
-    nibbles = Nibbles(words)
     scales = pieces.read(".weight_scale")
     scales = scales.reshape(1, 1) if scales.ndim < 2 else scales.flatten(0, -2)
     half = 1 << (bits - 1)
@@ -235,38 +236,82 @@ def _load_packed(
         else:
             groups, rows = scales.shape[1], shape[-2]  # packed along the rows of each expert
             length = -(-rows * bits // 32) if dense else -(-rows // (32 // bits))
-            if stored.shape != (*shape[:-2], length, groups):
-                wanted = [*shape[:-2], length, groups]
-                raise pieces.unlike(".weight_zero_point", f"int32 {wanted}")
+            _check_packed_zeros(pieces, (*shape[:-2], length, groups))
             wide = stored.transpose(-1, -2).reshape(-1, length)
             found = unpacked(wide, bits, rows, dense=dense).view(-1, groups, rows)
             zeros = found.transpose(1, 2).reshape(-1, groups)
+    index = _index(pieces, inputs, size, scales.shape[1])
     return Grid(
         unpack=lambda first, last: unpacked(words[first:last], bits, inputs, dense=dense),
-        nibbles=nibbles if bits == 4 and nibbles.inputs == inputs else None,
+        packed=_packed_rows(pieces, shape, size, words.numpy()) if _packs(pieces, bits) else None,
         scales=scales,
         dtype=scales.dtype,
         levels=1 << bits,
         zeros=zeros,
         middle=half,
-        index=_index(pieces, inputs, size, scales.shape[1]),
+        index=regular(torch.from_numpy(index), scales.shape[1]),
         rows_each=1 if len(scales) == out else out,
     )
 
 
-def _index(pieces: Pieces, inputs: int, size: int, groups: int) -> Tensor | None:
+def _packs(pieces: Pieces, bits: int) -> bool:
+    """Whether a compiled loop knows it."""
+    return bits == 4 and pieces[".weight_scale"].dtype in HALVES
+
+
+def _packed_rows(
+    pieces: Pieces, shape: tuple[int, ...], size: int, words: Array | None = None
+) -> FourBits:
+    """The weight as a compiled loop takes it; ``words`` are its codes, if they are read already."""
+    from engine.checkpoint.packed.four_bits import four_bits, nibbles
+    from engine.checkpoint.packed.orders import ACROSS
+
+    out, rows, inputs = prod(shape[:-1]), shape[-2], shape[-1]
+    codes = pieces.array(".weight_packed") if words is None else words
+    scales = pieces.array(".weight_scale")
+    scales = scales.reshape(1, 1) if scales.ndim < 2 else scales.reshape(-1, scales.shape[-1])
+    groups, zeros = scales.shape[1], None
+    if ".weight_zero_point" in pieces:
+        stored = _signed(pieces, ".weight_zero_point")
+        if stored.itemsize == 1:
+            zeros = stored.astype("int16").reshape(-1, groups) + 8
+        else:  # packed along the rows of each expert
+            _check_packed_zeros(pieces, (*shape[:-2], -(-rows // 8), groups))
+            turned = nibbles(stored.swapaxes(-1, -2).copy())[..., :rows]
+            zeros = turned.swapaxes(-1, -2).reshape(-1, groups)
+    return four_bits(
+        codes.reshape(out, -1),
+        ACROSS,
+        (out, inputs),
+        scales,
+        pieces[".weight_scale"].dtype,
+        _index(pieces, inputs, size, groups),
+        zeros,
+        middle=8,
+    )
+
+
+def _check_packed_zeros(pieces: Pieces, wanted: tuple[int, ...]) -> None:
+    if pieces[".weight_zero_point"].shape != wanted:
+        raise pieces.unlike(".weight_zero_point", f"int32 {list(wanted)}")
+
+
+def _signed(pieces: Pieces, ending: str) -> Array:
+    """A tensor of integers, without torch."""
+    found: Array = pieces.array(ending).view(pieces[ending].dtype)
+    return found
+
+
+def _index(pieces: Pieces, inputs: int, size: int, groups: int) -> Array:
     """The group of each column: as ``weight_g_idx`` says, unless it is unset (−1)."""
-    import torch
+    import numpy as np
 
-    from engine.checkpoint.packed.grid import regular
-
-    index = torch.arange(inputs) // size
     if ".weight_g_idx" in pieces:
-        stored = pieces.read(".weight_g_idx").to(torch.int64)
-        if not bool((stored == -1).any()):
+        stored = _signed(pieces, ".weight_g_idx").astype(np.int64)
+        if not (stored == -1).any():
             pieces.check_index(".weight_g_idx", stored, inputs, groups)
-            index = stored
-    return regular(index, groups)
+            return stored
+    return np.arange(inputs) // size
 
 
 # --- 8 bits ---------------------------------------------------------------------------------------
@@ -342,7 +387,7 @@ def _declared_block(pieces: Pieces, config: dict[str, Any]) -> tuple[int, int] |
 def _load_eight_bits(pieces: Pieces, size: int, rows_each: int) -> Loaded:
     import torch
 
-    from engine.checkpoint.packed.grid import Grid
+    from engine.checkpoint.packed.grid import Grid, regular
 
     codes, scales = pieces.read(".weight"), pieces.read(".weight_scale")
     scales = scales.reshape(1, 1) if scales.ndim < 2 else scales
@@ -359,7 +404,9 @@ def _load_eight_bits(pieces: Pieces, size: int, rows_each: int) -> Loaded:
         levels=256 if integers else 0,
         zeros=zeros,
         middle=128 if integers else 0,
-        index=_index(pieces, inputs, size, scales.shape[1]),
+        index=regular(
+            torch.from_numpy(_index(pieces, inputs, size, scales.shape[1])), scales.shape[1]
+        ),
         rows_each=rows_each,
     )
 

@@ -11,7 +11,7 @@ Source: GPTQModel 7.7, ``utils/model_dequant.py``, ``utils/planar_packing.py`` a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.packed.declared import declared_config, overridden, whole_number
 from engine.checkpoint.packed.form import integer_form
-from engine.checkpoint.packed.pieces import FLOATS, Pieces, pieces_of
+from engine.checkpoint.packed.pieces import FLOATS, HALVES, Pieces, pieces_of
 from engine.checkpoint.quantised.reader import Reader
 from engine.checkpoint.weight import Loaded, QuantisedWeight
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from engine.checkpoint.packed.four_bits import Array, FourBits
 
 Version = Literal["v1", "v2", "planar"]
 
@@ -85,6 +87,7 @@ def _weight(pieces: Pieces, config: dict[str, Any]) -> QuantisedWeight:
         pieces=pieces.names,
         bits=pieces.bits,
         load=partial(_load, layer),
+        packed=_packs(layer),
         declared=declared,
         read_as=read_as,
     )
@@ -99,6 +102,7 @@ def _otherwise(found: QuantisedWeight, layer: _Layer) -> Iterator[QuantisedWeigh
     yield replace(
         found,
         load=partial(_load, replace(layer, version=version)),
+        packed=_packs(replace(layer, version=version)),
         declared=f"GPTQ {layer.version}",
         read_as=f"GPTQ {version}",
     )
@@ -195,8 +199,7 @@ def _version(layer: _Layer, symmetric: bool | None) -> tuple[Version, str, str]:
         return layer.version, "", ""
     checkpoint, zeros = layer.pieces.checkpoint, layer.pieces[".qzeros"]
     # A few words of one row, not the tensor: this runs for every layer as a checkpoint opens.
-    words = checkpoint.read_rows(zeros.name, 0, 1)
-    seen = set(_zero_codes(layer, words, "v2")[0, :_SAMPLED].tolist())
+    seen = set(_first_codes(checkpoint.read_array(zeros.name, 1), layer.bits).tolist())
     middle = 1 << (layer.bits - 1)
     stored: Version | None = {middle - 1: "v1", middle: "v2"}.get(  # type: ignore[assignment]
         seen.pop() if len(seen) == 1 else -1
@@ -209,6 +212,16 @@ def _version(layer: _Layer, symmetric: bool | None) -> tuple[Version, str, str]:
         f"GPTQ {layer.version}",
         f"GPTQ {stored}: its symmetric zero points are stored as {value}",
     )
+
+
+def _first_codes(words: Array, bits: int) -> Array:
+    """The first codes of some words, a stream of bits with the lowest first."""
+    import numpy as np
+
+    stream = np.unpackbits(words.reshape(-1).view(np.uint8), bitorder="little")
+    codes = stream[: len(stream) // bits * bits].reshape(-1, bits)[:_SAMPLED]
+    found: Array = codes @ (1 << np.arange(bits))
+    return found
 
 
 def _zero_codes(layer: _Layer, words: Tensor, version: Version) -> Tensor:
@@ -229,7 +242,6 @@ def _load(layer: _Layer) -> Loaded:
     import torch
 
     from engine.checkpoint.packed.grid import Grid, regular
-    from engine.checkpoint.packed.nibbles import Nibbles
     from engine.checkpoint.packed.unpacking import planar, unpacked
 
     read = layer.pieces.read
@@ -237,35 +249,70 @@ def _load(layer: _Layer) -> Loaded:
     zeros = _zero_codes(layer, read(".qzeros"), layer.version)
     scales = read(".scales").T.contiguous()
     unpack = planar if layer.version == "planar" else unpacked
-    plain = layer.version != "planar" and 8 * len(words) == layer.inputs
-    if layer.group is None:
-        index = _checked_index(layer, read(".g_idx").to(torch.int64))
-    else:
-        index = torch.arange(layer.inputs) // layer.group
+    index = _index(layer)
     return Grid(
         unpack=lambda a, b: unpack(words[:, a:b].T.contiguous(), layer.bits, layer.inputs),
         scales=scales,
         dtype=scales.dtype,
         levels=1 << layer.bits,
         zeros=zeros.T.contiguous(),
-        index=regular(index, layer.groups),
-        nibbles=Nibbles(words, down=True) if layer.bits == 4 and plain else None,
+        index=regular(torch.from_numpy(index), layer.groups),
+        packed=_packed(layer, words.numpy(), index) if _packs(layer) else None,
     )
 
 
-def _checked_index(layer: _Layer, index: Tensor) -> Tensor:
-    """The group of each input.
+def _packs(layer: _Layer) -> Callable[[], FourBits] | None:
+    """How a compiled loop takes it; None if it does not know it."""
+    known = layer.bits == 4 and layer.version != "planar"
+    return partial(_packed, layer) if known and layer.pieces[".scales"].dtype in HALVES else None
+
+
+def _packed(layer: _Layer, words: Array | None = None, index: Array | None = None) -> FourBits:
+    """The layer as a compiled loop takes it.
+
+    Args:
+        layer: which one.
+        words: its codes, if they are read already; so is ``index``.
+    """
+    import numpy as np
+
+    from engine.checkpoint.packed.four_bits import four_bits, nibbles
+    from engine.checkpoint.packed.orders import DOWN
+
+    read = layer.pieces.array
+    stored, one = read(".qzeros"), np.uint32(0x11111111)
+    if layer.version == "v1" and layer.carries:
+        zeros = nibbles(stored + one)
+    else:
+        zeros = nibbles(stored)
+        zeros = (zeros + 1) & 15 if layer.version == "v1" else zeros
+    return four_bits(
+        read(".qweight") if words is None else words,
+        DOWN,
+        (layer.outputs, layer.inputs),
+        read(".scales").T,
+        layer.pieces[".scales"].dtype,
+        _index(layer) if index is None else index,
+        zeros[:, : layer.outputs].T,
+    )
+
+
+def _index(layer: _Layer) -> Array:
+    """The group of each input, int64.
 
     Raises:
         CheckpointError: an input is in a group that does not exist.
     """
-    import torch
+    import numpy as np
 
+    columns = np.arange(layer.inputs)
+    if layer.group is not None:
+        return columns // layer.group
+    stored = layer.pieces.array(".g_idx")
+    index = stored.view(f"int{8 * stored.itemsize}").astype(np.int64)
     layer.pieces.check_index(".g_idx", index, layer.inputs, layer.groups)
-    if layer.groups > 1 and not bool(
-        index.any()
-    ):  # old files leave it at zero where it is not used
-        return torch.arange(layer.inputs) // -(-layer.inputs // layer.groups)
+    if layer.groups > 1 and not index.any():  # old files leave it at zero where it is not used
+        return columns // -(-layer.inputs // layer.groups)
     return index
 
 

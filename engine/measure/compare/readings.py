@@ -127,7 +127,7 @@ def _better(
     if not left < allowed:
         return best
     load = partial(_changed, stored.load, change)
-    return left, replace(stored, load=load, declared=declared, read_as=read_as)
+    return left, replace(stored, load=load, packed=None, declared=declared, read_as=read_as)
 
 
 def _changed(load: Callable[[], Loaded], change: Change) -> Loaded:
@@ -162,7 +162,7 @@ def _of_size(loaded: Loaded, whole: float | None) -> Iterator[tuple[str, str, Ch
 
 def _times(factor: float, loaded: Loaded) -> Loaded:
     if isinstance(loaded, Grid):
-        return replace(loaded, scales=loaded.scales.float() * factor)
+        return loaded.changed(scales=loaded.scales.float() * factor)
     return Changed(loaded, lambda rows: rows.double() * factor)
 
 
@@ -219,7 +219,7 @@ def _columns(order: tuple[int, ...], loaded: Loaded) -> Loaded:
             return codes
         return _permuted(codes, order)
 
-    return replace(loaded, unpack=changed)
+    return loaded.changed(unpack=changed)
 
 
 def _eights(order: tuple[int, ...], loaded: Loaded) -> Loaded:
@@ -234,7 +234,7 @@ def _eights(order: tuple[int, ...], loaded: Loaded) -> Loaded:
 
     if zeros is not None:
         zeros = _permuted(zeros.T, order).T
-    return replace(loaded, unpack=changed, zeros=zeros)
+    return loaded.changed(unpack=changed, zeros=zeros)
 
 
 def _permuted(rows: Tensor, order: tuple[int, ...]) -> Tensor:
@@ -255,7 +255,7 @@ def _without_index(loaded: Loaded) -> Loaded:
 
 def _with_index(index: Tensor, loaded: Loaded) -> Loaded:
     assert isinstance(loaded, Grid)
-    return replace(loaded, index=regular(index, loaded.scales.shape[-1]))
+    return loaded.changed(index=regular(index, loaded.scales.shape[-1]))
 
 
 def _fitted_index(loaded: Grid, rows: Tensor) -> Tensor | None:

@@ -21,6 +21,7 @@ from typing import Protocol
 
 import numpy as np
 
+from engine.checkpoint.packed.four_bits import widened
 from engine.errors import first_line
 from engine.formats.family import family_of
 from engine.formats.grammar import Format
@@ -46,6 +47,10 @@ class Rows(Protocol):
         """``float16``, ``bfloat16`` or ``float32``."""
 
     @property
+    def read_as(self) -> str:
+        """What `read` gives numbers of that dtype as: the same, or ``float32``."""
+
+    @property
     def height(self) -> int:
         """Number of rows."""
 
@@ -68,6 +73,11 @@ class RowsInMemory:
     width: int
     bits: Array
     """uint8 ``[height, bytes of a row]``, contiguous."""
+
+    @property
+    def read_as(self) -> str:
+        """The dtype."""
+        return self.dtype
 
     @property
     def height(self) -> int:
@@ -141,7 +151,7 @@ class Pass:
             if not self._shift:
                 raw = _room(self.rows, 1)
                 self.rows.read(0, raw.reshape(-1).data.cast("B"))
-                values = widened(raw[0], self.rows.dtype)
+                values = widened(raw[0], self.rows.read_as)
                 finite = values[np.isfinite(values)]
                 mean = float(np.float32(finite.mean(dtype=np.float64))) if len(finite) else 0.0
                 self._shift.append(mean)
@@ -166,10 +176,10 @@ class Pass:
             found.sample += self._sampled(first + top, raw)
             found.alive += int((ranges.any(0) | broken).sum())
             for i in map(int, np.flatnonzero(broken)):
-                values = widened(raw[i], self.rows.dtype)
+                values = widened(raw[i], self.rows.read_as)
                 found.add_broken_row(top + i, values)
                 finite = np.isfinite(values)
-                clean = raw[i].view(np.uint32 if self.rows.dtype == "float32" else np.uint16)
+                clean = raw[i].view(np.uint32 if self.rows.read_as == "float32" else np.uint16)
                 clean = np.where(finite, clean, 0).astype(clean.dtype)
                 powers = np.zeros(5)
                 self._run(clean.view(np.uint16)[None], found, powers, statistics=False)
@@ -192,7 +202,7 @@ class Pass:
     @property
     def _kind(self) -> int:
         kinds = self.kernels.HALF, self.kernels.BFLOAT, self.kernels.SINGLE
-        return int(kinds[list(_BYTES).index(self.rows.dtype)])
+        return int(kinds[list(_BYTES).index(self.rows.read_as)])
 
     def _run(
         self, raw: Array, found: Sums, powers: Array, *, statistics: bool
@@ -213,7 +223,7 @@ class Pass:
     def _sampled(self, first: int, raw: Array) -> list[Array]:
         """Those of some rows that are looked at more closely, as float32."""
         wanted = [row for row in self._looked_at if first <= row < first + len(raw)]
-        return [widened(raw[row - first], self.rows.dtype) for row in wanted]
+        return [widened(raw[row - first], self.rows.read_as) for row in wanted]
 
     @cached_property
     def _looked_at(self) -> list[int]:
@@ -252,15 +262,8 @@ _rooms = threading.local()
 
 def _room(rows: Rows, count: int) -> Array:
     """Memory of this thread for the bits of some rows, uint16."""
-    size = count * rows.width * _BYTES[rows.dtype]
+    size = count * rows.width * _BYTES[rows.read_as]
     room: Array = getattr(_rooms, "bits", np.empty(0, np.uint8))
     if len(room) < size:
         room = _rooms.bits = np.empty(size, np.uint8)
     return room[:size].view(np.uint16).reshape(count, -1)
-
-
-def widened(bits: Array, dtype: str) -> Array:
-    """Stored numbers as float32, from their bits as uint16."""
-    if dtype == "bfloat16":
-        return (bits.astype(np.uint32) << 16).view(np.float32)
-    return bits.view(dtype).astype(np.float32)

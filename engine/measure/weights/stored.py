@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,16 @@ import numpy as np
 
 from engine import protocol as p
 from engine.checkpoint import Checkpoint, DequantisedRows, DiskLayer
+from engine.checkpoint.dequantised_rows import packed_rows
+from engine.checkpoint.packed.orders import LEVELS
 from engine.checkpoint.quantised.reader import reader_named
 from engine.measure.weights.fused import kernels
+from engine.measure.weights.sums import Array
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from engine.checkpoint.packed.four_bits import FourBits
     from engine.checkpoint.weight import Codes
 
 _INTEGERS = re.compile(r"int|^q[2-8]_[01k]$")
@@ -31,9 +36,13 @@ class _Sums:
     """Counts over all codes, scales and zero points of a layer."""
 
     levels: int = 0
-    counts: np.ndarray[tuple[int], np.dtype[np.int64]] = field(
-        default_factory=lambda: np.zeros(256, np.int64)
-    )
+    codes: int = 0
+    lowest: int = 0
+    """Codes that are 0."""
+    highest: Counter[int] = field(default_factory=Counter)
+    """Those that are the last one, by how many there can be."""
+    used: Array = field(default_factory=lambda: np.zeros(256, np.bool_))
+    """Which codes occur."""
     scales: int = 0
     smallest: float = math.inf
     largest: float = -math.inf
@@ -54,63 +63,69 @@ class _Sums:
     def add(self, codes: Codes) -> None:
         """Count those of some rows."""
         if codes.levels:
-            self.counts += _counted(codes.codes)
+            counts = _counted(codes.codes)
+            ends = int(counts[0]), int(counts[codes.levels - 1])
+            self._add_codes(int(counts.sum()), *ends, codes.levels, counts > 0)
         else:
             self.broken += not_finite(codes.codes)
-        self._add_scaling(codes)
+        zero = codes.zero
+        if zero is not None:
+            zero = zero.float() if zero.is_floating_point() else zero
+        self._add_scaling(codes.levels, codes.scale.numpy(), None if zero is None else zero.numpy())
 
-    def add_pairs(self, pairs: Tensor, scaling: Codes) -> None:
-        """Count codes of four bits that are still packed.
+    def add_packed(self, packed: FourBits) -> None:
+        """Count those of a whole weight that are still packed."""
+        found = packed.count()
+        self._add_codes(found.total, found.lowest, found.highest, LEVELS, found.used)
+        self._add_scaling(LEVELS, packed.scales, packed.zeros if packed.has_zeros else None)
 
-        Args:
-            pairs: uint8, two codes in each.
-            scaling: their scales and zero points.
-        """
-        both = _counted(pairs).reshape(16, 16)
-        self.counts[:16] += both.sum(0) + both.sum(1)
-        self._add_scaling(scaling)
+    def _add_codes(self, total: int, lowest: int, highest: int, levels: int, used: Array) -> None:
+        self.codes += total
+        self.lowest += lowest
+        self.highest[levels] += highest
+        self.used[: len(used)] |= used
 
-    def _add_scaling(self, codes: Codes) -> None:
-        self.levels = max(self.levels, codes.levels)
-        self._add_scales(codes.scale)
-        if codes.zero is not None and codes.zero.numel():
-            low, high = int(codes.zero.min()), int(codes.zero.max())
+    def _add_scaling(self, levels: int, scale: Array, zero: Array | None) -> None:
+        self.levels = max(self.levels, levels)
+        self._add_scales(scale)
+        if zero is not None and zero.size:
+            low, high = int(zero.min()), int(zero.max())
             self.low = low if self.low < 0 else min(self.low, low)
             self.high = max(self.high, high)
-            last = codes.levels - 1
-            self.outside += int(((codes.zero <= 0) | (codes.zero >= last)).sum())
+            self.outside += int(((zero <= 0) | (zero >= levels - 1)).sum())
             if self.version_1:
-                self.wrapped += int((codes.zero == 0).sum())
+                self.wrapped += int((zero == 0).sum())
 
-    def _add_scales(self, scale: Tensor) -> None:
-        import torch
-
-        finite = torch.isfinite(scale)
-        self.scales += scale.numel()
-        self.not_finite += scale.numel() - int(finite.sum())
-        self.zero += int((scale == 0).sum())
+    def _add_scales(self, scale: Array) -> None:
+        sizes = np.abs(scale)
+        finite, zero = sizes < np.inf, scale == 0
+        self.scales += scale.size
+        self.not_finite += int(scale.size - finite.sum())
+        self.zero += int(zero.sum())
         self.negative += int((scale < 0).sum())
-        sizes = scale[finite & (scale != 0)].abs()
-        if sizes.numel():
-            self.smallest = min(self.smallest, float(sizes.min()))
+        sizes = sizes[finite & ~zero]
+        if sizes.size:
+            smallest = float(sizes.min())
+            self.smallest = min(self.smallest, smallest)
             self.largest = max(self.largest, float(sizes.max()))
-            self.subnormal += self._subnormal(sizes)
+            self.subnormal += self._subnormal(sizes, smallest)
 
-    def _subnormal(self, sizes: Tensor) -> int:
-        import torch
-
+    def _subnormal(self, sizes: Array, smallest: float) -> int:
+        tiny = np.finfo(np.float16 if self.half else np.float32).tiny
+        if smallest >= tiny:
+            return 0
+        small = sizes[sizes < tiny]
         if not self.half:
-            return int((sizes < torch.finfo(torch.float32).tiny).sum())
-        small = sizes[sizes < torch.finfo(torch.float16).tiny]
-        return int((small.half().float() == small).sum())  # else it is stored in another dtype
+            return small.size
+        # Else it is stored in another dtype.
+        return int((small.astype(np.float16).astype(np.float32) == small).sum())
 
     def fact(self, form: str, layout: str, declared: str = "", read_as: str = "") -> p.StoredCodes:
         """The figures of a layer that is stored in a form of a layout."""
-        used, total = self.counts[: self.levels], int(self.counts.sum())
-        ends = int(used[0] + used[-1]) if self.levels else 0
+        total, ends = self.codes, self.lowest + self.highest[self.levels]
         return p.StoredCodes(
             levels=self.levels,
-            unused=int((used == 0).sum()),
+            unused=int((~self.used[: self.levels]).sum()),
             saturated=ends / total if total else 0.0,
             scales=self.scales,
             scale_min=self.smallest if self.largest >= 0 else math.nan,
@@ -164,15 +179,14 @@ def stored_codes(
     sums = _Sums()
     if not weights:
         return _of_one_scale(checkpoint, layer, sums)
-    from engine.checkpoint.packed.grid import Grid
-
     for at, weight in enumerate(weights):
-        loaded = weight.load() if held is None else held.loaded(at)
         sums.version_1 = any(each.declared == "GPTQ v1" for each in weight.otherwise)
         sums.half = weight.dtype == "float16"
-        if isinstance(loaded, Grid) and loaded.nibbles is not None:
-            sums.add_pairs(loaded.nibbles.pairs, loaded.scaling(0, weight.height))
+        packed = packed_rows(weight) if held is None else held.packed(at)
+        if packed is not None:
+            sums.add_packed(packed)
             continue
+        loaded = weight.load() if held is None else held.loaded(at)
         for first, last in weight.spans():
             sums.add(loaded.codes(first, last))
     told = next((weight for weight in weights if weight.declared), weights[0])

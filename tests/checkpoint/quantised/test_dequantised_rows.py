@@ -38,6 +38,7 @@ def test_spans_of_any_size_from_several_threads(tool: str, name: str, tmp_path: 
     assert rows is not None
     whole = read_layer(checkpoint, layer).reshape(-1, rows.width)
     assert (rows.height, rows.dtype) == (len(whole), str(whole.dtype).removeprefix("torch."))
+    whole = whole.to(getattr(torch, rows.read_as))
     size = rows.width * whole.element_size()
 
     def read(span: tuple[int, int]) -> bytes:
