@@ -19,6 +19,7 @@ from typing import Any
 
 from engine import protocol as p
 from engine.errors import EngineError
+from engine.workers.asked import JOINED
 from engine.workers.cluster import Failed, Joined, Lost, Node, Place, placed, tell
 from engine.workers.hosted import Hosted
 
@@ -41,7 +42,11 @@ def main(descriptor: str, address: str, hosted: type = Hosted) -> int:
     try:
         tell(control, Joined(_nodes(address)))
     except Exception as error:  # noqa: BLE001  (Ray raises all kinds, and the engine says it)
-        tell(control, Failed(_last_line(error)))
+        none = isinstance(error, ConnectionError) and address == JOINED
+        if none and not os.environ.get("RAY_ADDRESS"):
+            tell(control, Failed("there is none, and RAY_ADDRESS is not set"))
+        else:
+            tell(control, Failed(_last_line(error)))
         return 1
     telling = threading.Lock()
     for place, connected in placed(control):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 from engine import protocol as p
 from engine.workers import bridge
-from engine.workers.cluster import Cluster, HostedWorker, Lost, Place
+from engine.workers.cluster import Cluster, Failed, HostedWorker, Lost, Place
 from engine.workers.hosted import Hosted
 from engine.workers.worker import WorkerLostError
 
@@ -90,3 +91,30 @@ def test_a_worker_says_how_the_connection_ended(monkeypatch: pytest.MonkeyPatch)
     cluster.place = place
     with pytest.raises(WorkerLostError, match="the connection of 3 ended"):
         list(HostedWorker("3 on host", "cpu", PLACE, cluster).run(OPEN))
+
+
+@pytest.mark.parametrize(
+    ("address", "named", "why"),
+    [
+        ("auto", "", "there is none, and RAY_ADDRESS is not set"),
+        ("auto", "head:6379", "give --address"),
+        ("head:6379", "", "give --address"),
+    ],
+)
+def test_it_says_why_a_cluster_cannot_be_joined(
+    address: str, named: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: object) -> None:
+        raise ConnectionError("the stack\ngive --address")
+
+    module = ModuleType("ray")
+    module.__dict__.update(init=init)
+    monkeypatch.setitem(sys.modules, "ray", module)
+    monkeypatch.setenv("RAY_ADDRESS", named)
+    monkeypatch.chdir(os.getcwd())  # which is left
+    ours, theirs = socket.socketpair()
+    with ours:
+        assert bridge.main(str(theirs.detach()), address) == 1
+        cluster = Cluster.__new__(Cluster)
+        cluster._control, cluster._received = ours, b""
+        assert cluster._line(60) == Failed(why)
