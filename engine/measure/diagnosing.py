@@ -57,7 +57,7 @@ def _steps(context: Context[Workspace], command: p.Diagnose) -> Steps:
     found = Outcome(
         measured=read.measured + swept.measured + counts.measured,
         resumed=read.resumed + swept.resumed + counts.known,
-        timings=counts.timings | swept.timings | read.timings,
+        timings=_added(_added(counts.timings, swept.timings), read.timings),
     )
     if not command.fixes:
         return found

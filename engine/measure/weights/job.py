@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 
 from engine import protocol as p
@@ -21,9 +23,10 @@ def _triage_accepted(context: Context[Workspace], command: p.Triage) -> p.Triage
 def _triage(context: Context[Workspace], command: p.Triage) -> Steps:
     from engine.measure.weights.triage import triage
 
+    begun = time.perf_counter()
     read = yield from triage(context.workspace.need(Opened), command.formats, context.job)
     if not command.activations:
-        return read
+        return msgspec.structs.replace(read, timings=read.timings | _since(begun))
     from engine.measure.activations.gather import activations
     from engine.measure.counts import JobCounts
 
@@ -32,8 +35,13 @@ def _triage(context: Context[Workspace], command: p.Triage) -> Steps:
     return Outcome(
         measured=read.measured + counts.measured,
         resumed=read.resumed + counts.known,
-        timings=read.timings | counts.timings,
+        timings=read.timings | counts.timings | _since(begun),
     )
+
+
+def _since(begun: float) -> dict[str, float]:
+    """Seconds that a whole job took, without loading."""
+    return {"total_s": time.perf_counter() - begun}
 
 
 TRIAGE = JobSpec(

@@ -48,7 +48,6 @@ def triage(opened: Opened, formats: Sequence[str], job: str) -> Steps:
     Raises:
         FormatError: a format does not parse or is not built.
     """
-    begun = time.perf_counter()
     counts = JobCounts(timings={"read_s": 0.0})
     parsed = [parse_format(text) for text in formats]
     for format in parsed:
@@ -68,7 +67,6 @@ def triage(opened: Opened, formats: Sequence[str], job: str) -> Steps:
         yield from _kept(_from_store(opened, wanted, todo, counts), seen)
     yield from _kept(_measured(opened, todo, len(rows), counts, job), seen)
     yield from _swapped(opened, rows, seen)
-    counts.timings["total_s"] = time.perf_counter() - begun
     return counts.outcome()
 
 
