@@ -383,9 +383,14 @@ def test_imatrix_weighs_by_the_mean_square_of_the_layers_inputs(
         inputs_by_hook(folder("llama"), windows_of(loaded), DOWN),
     )
     ours, plain = changed_alone(loaded, DOWN, "q4_1+imatrix"), parse_format("q4_1")
-    theirs = quantize_gguf(weight, plain, importance=x.square().mean(0)).approx()
+    importance = x.square().mean(0)
+    theirs = quantize_gguf(weight, plain, importance=importance).approx()
     assert isinstance(ours, Tensor)
-    assert close(ours, theirs)
+    # The last bits of sums may turn which scale a block takes, of two that are as good.
+    apart = (ours - theirs).reshape(-1, 32).norm(dim=1) > 1e-6 * theirs.norm()
+    assert float(apart.float().mean()) < 0.02
+    costs = [float(((each - weight).square() * importance).sum()) for each in (ours, theirs)]
+    assert costs[0] == pytest.approx(costs[1], rel=1e-3)
     assert not close(ours, dequantized(weight, plain, torch.float16), 1e-2)
 
 
