@@ -15,7 +15,15 @@ from engine.client import EngineGoneError, Link, OtherVersionError
 from engine.client.running import look, stop
 from engine.errors import EngineError
 from engine.profiles import Profile
-from engine.session import Dirty, Job, Session, decode_session, encode_session, running
+from engine.session import (
+    Dirty,
+    Job,
+    Session,
+    decode_session,
+    encode_session,
+    last_job,
+    running,
+)
 from qtui.attaching import lacking
 from qtui.pump import EVERYTHING, Pump
 from qtui.screens.mounted import MountedScreens
@@ -245,7 +253,7 @@ class EngineLink:
         if self.gone:
             self.begin()
             return "restarting the engine"
-        opening = self._opening()
+        opening = last_job(self.session, "open")
         if opening and opening.status in ("failed", "cancelled"):
             for command in self._lacking():
                 self.ask(command)
@@ -254,13 +262,8 @@ class EngineLink:
 
     def open_failed(self) -> int:
         """Exit code of the last attempt to open, 0 where it did not fail."""
-        opening = self._opening()
+        opening = last_job(self.session, "open")
         return (opening.exit_code or 1) if opening and opening.status == "failed" else 0
-
-    def _opening(self) -> Job | None:
-        """The last attempt to open."""
-        opens = [job for job in self.session.jobs.values() if job.kind == "open"]
-        return opens[-1] if opens else None
 
     def work(self) -> list[Job]:
         """Jobs that would be lost if the engine stopped now; to open is none."""

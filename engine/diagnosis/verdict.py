@@ -30,6 +30,7 @@ from engine.session import (
     uniform_recipe,
 )
 from engine.session.artefact import OUTSIDE
+from engine.steps import drained
 
 T = TypeVar("T")
 Steps: TypeAlias = Generator[None, None, T]
@@ -92,13 +93,7 @@ def verdict(session: Session, format: str, serving: Serving | None = None) -> Ve
         format: canonical, and not a kept one.
         serving: what the mix may have; None for what some serving kernel takes.
     """
-    steps = verdict_in_steps(session, format, serving)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            found: Verdict | None = end.value
-            return found
+    return drained(verdict_in_steps(session, format, serving))
 
 
 def verdict_in_steps(
@@ -108,11 +103,11 @@ def verdict_in_steps(
     if session.baseline is None or not session.layers.names:
         return None
     serving = serving or by_kernels(session)
-    effects = Columns(session)
+    effects = KnownEffects(session)
     uniform = uniform_recipe(session, format)
     kl_of: dict[str, float] = {}
     dnll = 0.0
-    column = effects.of(format)
+    column = effects.column(format)
     yield
     for name in uniform:
         effect = column[session.index[name]]
@@ -127,7 +122,7 @@ def verdict_in_steps(
     score = session.scores.get(recipe_hash(uniform)) if session.scores else None
     yield
     known = score is not None and score.done and math.isfinite(score.kl)
-    kl, kl_se = alone, effects.error(uniform)
+    kl, kl_se = alone, effects.error_of_sum(uniform)
     yield
     ppl = session.baseline.ppl * math.exp(min(dnll, 700.0))
     if known and score is not None:
@@ -160,7 +155,7 @@ def verdict_in_steps(
     if left > MOST * alone * (1 + 1e-9):
         return found
     size = session.size_of(mix)
-    mix_kl, mix_ppl, mix_measured = yield from _scored(session, mix)
+    mix_kl, mix_ppl, mix_measured = yield from _scored(session, mix, effects)
     counted = Counter(held for held in mix.values() if held != format)
     kept = sum(name not in mix for name in uniform)
     return msgspec.structs.replace(
@@ -176,7 +171,9 @@ def verdict_in_steps(
     )
 
 
-def _scored(session: Session, mix: Mapping[str, str]) -> Steps[tuple[float, float, bool]]:
+def _scored(
+    session: Session, mix: Mapping[str, str], effects: KnownEffects
+) -> Steps[tuple[float, float, bool]]:
     """KL and perplexity of a mix, and whether they were measured."""
     score = session.scores.get(recipe_hash(mix)) if session.scores else None
     yield
@@ -185,38 +182,21 @@ def _scored(session: Session, mix: Mapping[str, str]) -> Steps[tuple[float, floa
     held = {
         name: mix.get(name) or session.kept(row) for row, name in enumerate(session.layers.names)
     }
-    found = yield from Predictor(session).in_steps(held)
+    found = yield from Predictor(session, effects).in_steps(held)
     assert found is not None  # there is a baseline
     return found.kl, found.ppl, False
 
 
-class Columns:
-    """Effects of all layers by format, each column read once."""
-
-    def __init__(self, session: Session) -> None:
-        self._known = KnownEffects(session)
-        self._columns: dict[str, list[tuple[float, float, float] | None]] = {}
-
-    def of(self, held: str) -> list[tuple[float, float, float] | None]:
-        """KL, ΔNLL and standard error of every layer; None where it is not known."""
-        if held not in self._columns:
-            self._columns[held] = self._known.column(held)
-        return self._columns[held]
-
-    def error(self, recipe: Mapping[str, str]) -> float:
-        """Standard error of a recipe's sum of effects."""
-        return self._known.error_of_sum(recipe)
-
-    def together(self, rows: Sequence[int], held: str) -> float:
-        """KL of some layers together, as a sum; infinite where one is not known."""
-        column = self.of(held)
-        return math.fsum(
-            math.inf if (known := column[row]) is None else max(0.0, known[0]) for row in rows
-        )
+def _together(effects: KnownEffects, rows: Sequence[int], held: str) -> float:
+    """KL of some layers together, as a sum; infinite where one is not known."""
+    column = effects.column(held)
+    return math.fsum(
+        math.inf if (known := column[row]) is None else max(0.0, known[0]) for row in rows
+    )
 
 
 def _cheapest_mix(
-    session: Session, uniform: dict[str, str], effects: Columns, aim: float, serving: Serving
+    session: Session, uniform: dict[str, str], effects: KnownEffects, aim: float, serving: Serving
 ) -> Steps[tuple[dict[str, str], float]]:
     """The smallest recipe of better formats whose sum of effects is at most ``aim``.
 
@@ -231,7 +211,7 @@ def _cheapest_mix(
     better = ("", *_formats(session, format, serving))
     steps: list[tuple[float, tuple[str, ...], str, float]] = []
     for held in (format, *better):
-        effects.of(held)
+        effects.column(held)
         yield
     for number, (unit, possible) in enumerate(_units(session, uniform, better, serving)):
         if number % AT_ONCE == 0:
@@ -244,7 +224,7 @@ def _cheapest_mix(
             (gain / more if stays or at else math.inf, unit, held, gain)
             for at, (held, more, gain) in enumerate(found)
         ]
-    left = effects.together([session.index[name] for name in uniform], format)
+    left = _together(effects, [session.index[name] for name in uniform], format)
     yield
     mix = dict(uniform)
     for worth, unit, held, gain in sorted(steps, key=lambda step: -step[0]):
@@ -260,13 +240,13 @@ def _cheapest_mix(
 
 
 def _steps(
-    session: Session, unit: Sequence[str], format: str, better: Sequence[str], effects: Columns
+    session: Session, unit: Sequence[str], format: str, better: Sequence[str], effects: KnownEffects
 ) -> Iterator[tuple[str, int, float]]:
     """Better formats on a unit's hull: format, more bits, less KL than the one before."""
     rows = [session.index[name] for name in unit]
-    points = [(_bits(session, rows, format), effects.together(rows, format), "")]
+    points = [(_bits(session, rows, format), _together(effects, rows, format), "")]
     for held in better:
-        bits, kl = _bits(session, rows, held), effects.together(rows, held)
+        bits, kl = _bits(session, rows, held), _together(effects, rows, held)
         if bits > points[0][0] and kl < points[0][1]:
             points.append((bits, kl, held))
     hull: list[tuple[int, float, str]] = []

@@ -11,6 +11,7 @@ from engine.report import schema as s
 from engine.report.bench_parts import bench_document
 from engine.runtimes.running import Ask
 from engine.runtimes.running import bench as timed
+from engine.steps import drained
 
 
 def bench(artefact: str, **asked: Any) -> s.BenchDocument:
@@ -21,12 +22,7 @@ def bench(artefact: str, **asked: Any) -> s.BenchDocument:
         ask = msgspec.convert({"artefact": artefact, **asked}, Ask)
     except msgspec.ValidationError as error:
         raise UsageError(f"bench: {error}") from error
-    steps = timed(ask)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return bench_document(end.value)
+    return bench_document(drained(timed(ask)))
 
 
 def _names() -> list[str]:

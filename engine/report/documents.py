@@ -57,7 +57,7 @@ from engine.report.symptom_parts import (
 from engine.report.task_parts import task_part
 from engine.report.text_parts import text_part
 from engine.report.verdicts import from_weights
-from engine.session import Job, Session, Traced
+from engine.session import Job, Session, Traced, last_job
 
 ERRORS = "errors.*."
 """Path of a format's errors in a layer's entry."""
@@ -517,8 +517,7 @@ def _known(figure: float) -> s.Number | UnsetType:
 
 
 def _last(session: Session, kind: str) -> Job:
-    jobs = [job for job in session.jobs.values() if job.kind == kind]
-    return jobs[-1] if jobs else Job("", kind, kind, p.Unknown(kind))
+    return last_job(session, kind) or Job("", kind, kind, p.Unknown(kind))
 
 
 def _timings(job: Job) -> dict[str, s.Number]:

@@ -23,6 +23,7 @@ from engine.session.state import (
     Session,
     Traced,
     Tried,
+    is_opening,
     kept_format,
     recipe_hash,
 )
@@ -124,7 +125,7 @@ def apply(session: Session, event: p.AnyEvent, seq: int = 0) -> frozenset[Dirty]
             return frozenset(dirty)
         case p.Stage():
             # A transient may arrive after the job it is about has ended: ignore it.
-            if any(j.kind == "open" and j.status == "running" for j in session.jobs.values()):
+            if is_opening(session):
                 session.stage = event
             return frozenset({"stage"})
         case p.Continuing():

@@ -51,6 +51,7 @@ class KnownEffects:
         """
         self._session = session
         self._fits: dict[p.EffectKey, Correction | None] = {}
+        self._columns: dict[str, list[tuple[float, float, float] | None]] = {}
         self._curvature = TextCurvature(session)
         self._known = [key for key in session.effects.known("degrade") if key.by == "layer"]
 
@@ -74,11 +75,17 @@ class KnownEffects:
     def column(self, held: str) -> list[tuple[float, float, float] | None]:
         """KL, ΔNLL and the standard error of KL of every layer, as `known` has them.
 
-        None where it is not known; those of a whole column cost far less than one by one.
+        None where it is not known; those of a whole column cost far less than one by one, and are
+        read once.
 
         Args:
             held: a format; empty for as stored.
         """
+        if held not in self._columns:
+            self._columns[held] = self._whole(held)
+        return self._columns[held]
+
+    def _whole(self, held: str) -> list[tuple[float, float, float] | None]:
         session = self._session
         count = len(session.layers.names)
         if not held:

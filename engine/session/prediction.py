@@ -13,7 +13,6 @@ import math
 from collections import Counter
 from collections.abc import Generator, Mapping
 from functools import cached_property
-from typing import TypeVar
 
 import msgspec
 
@@ -25,8 +24,7 @@ from engine.session.known_effects import KnownEffect, KnownEffects, correction
 from engine.session.state import Session, recipe_hash
 from engine.session.text_curvature import TextCurvature
 from engine.session.tried import held_in, layers_of, line_of, score_of
-
-T = TypeVar("T")
+from engine.steps import drained
 
 MOST_TOGETHER = 4.0
 """How many times larger or smaller than their sum single effects may be taken to be together."""
@@ -98,17 +96,24 @@ def predict_tried(session: Session, number: int) -> Prediction | None:
 class Predictor:
     """Predicts a recipe, the current one or another that was tried, with further changes."""
 
-    def __init__(self, session: Session, *, itself: bool = True, at: int | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        effects: KnownEffects | None = None,
+        *,
+        itself: bool = True,
+        at: int | None = None,
+    ) -> None:
         """
         Args:
             session: with a recipe and effects.
+            effects: of the session, if some of their columns may have been read already.
             itself: whether to start from the recipe itself, if that is measured.
             at: its place in `Session.tried`; None for the current one.
         """
         self.session = session
         self._at = session.at if at is None else at
-        self._effects = KnownEffects(session)
-        self._columns: dict[str, list[tuple[float, float, float] | None]] = {}
+        self._effects = KnownEffects(session) if effects is None else effects
         self._since, self._start, self._score = _since(session, self._at, itself=itself)
 
     @cached_property
@@ -116,7 +121,7 @@ class Predictor:
         """`_ratio` of the recipe that it starts from."""
         if self._score is None:
             return 1.0
-        return _drained(self._ratio(layers_of(self.session, self._start), self._score))
+        return drained(self._ratio(layers_of(self.session, self._start), self._score))
 
     def _ratio(
         self, recipe: Mapping[str, str], score: p.RecipeScore
@@ -140,9 +145,8 @@ class Predictor:
     def _effect(self, layer: str, held: str, *, many: int) -> KnownEffect | None:
         """The effect of one layer, one of ``many``; of more than a step's from its whole column."""
         if held and many > AT_ONCE:
-            if held not in self._columns:
-                self._columns[held] = self._effects.column(held)
-            if (known := self._columns[held][self.session.index[layer]]) is not None:
+            known = self._effects.column(held)[self.session.index[layer]]
+            if known is not None:
                 return KnownEffect(*known)
         return self._effects.of(layer, held)
 
@@ -152,7 +156,7 @@ class Predictor:
         Args:
             further: formats by layer.
         """
-        return _drained(self.in_steps(further))
+        return drained(self.in_steps(further))
 
     def in_steps(self, further: Mapping[str, str]) -> Generator[None, None, Prediction | None]:
         """The same in steps of some milliseconds."""
@@ -231,16 +235,6 @@ class Predictor:
             if (before := uniform.get(layer, "")) != (held := recipe.get(layer, ""))
         }
         return (uniform, score, differs) if len(differs) < len(changed) else None
-
-
-def _drained(steps: Generator[None, None, T]) -> T:
-    """What steps return, at once."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            found: T = end.value
-            return found
 
 
 def _since(

@@ -477,6 +477,17 @@ def running(session: Session) -> list[Job]:
     return sorted(jobs, key=lambda job: (job.urgency, job.place))
 
 
+def is_opening(session: Session) -> bool:
+    """Whether the checkpoint is being opened."""
+    return any(job.kind == "open" and job.status == "running" for job in session.jobs.values())
+
+
+def last_job(session: Session, kind: str) -> Job | None:
+    """The newest job of a kind, whether it runs or is over; None before there was one."""
+    jobs = [job for job in session.jobs.values() if job.kind == kind]
+    return jobs[-1] if jobs else None
+
+
 def encode_session(session: Session) -> bytes:
     """A snapshot of the whole session."""
     return msgspec.msgpack.encode(session)

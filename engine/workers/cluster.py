@@ -10,7 +10,6 @@ import os
 import select
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -22,8 +21,8 @@ import msgspec
 from engine.errors import UsageError
 from engine.workers.asked import JOINED, check_ray
 from engine.workers.channel import READ, Channel
+from engine.workers.child import END_SECONDS, last_words, started
 from engine.workers.connected import ENDED, ConnectedWorker
-from engine.workers.local import END_SECONDS
 from engine.workers.worker import WorkerLostError
 
 REACHED_SECONDS = 5.0
@@ -211,24 +210,13 @@ class Cluster:
             self._said.close()
 
     def _started(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            # -P: do not import a folder named engine in the working directory.
-            [
-                sys.executable, "-P", "-m", *self._bridge,
-                str(theirs.fileno()), self.address,
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=self._said,
-            stderr=self._said,
-            start_new_session=True,  # ctrl+c in the terminal is for the engine
-            pass_fds=(theirs.fileno(),),
-            env=dict(os.environ),
-        )  # fmt: skip
+        module = (*self._bridge, str(theirs.fileno()), self.address)
+        return started(module, theirs, self._said, os.environ)
 
     @property
     def name(self) -> str:
         """What it is called in a sentence."""
-        which = "that this host is part of" if self.address == "auto" else f"at {self.address}"
+        which = "that this host is part of" if self.address == JOINED else f"at {self.address}"
         return f"the Ray cluster {which}"
 
     def _line(self, seconds: float) -> Told | None:
@@ -252,10 +240,7 @@ class Cluster:
             code = self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
             return "it does not answer"
-        self._said.seek(0)
-        lines = self._said.read().decode(errors="replace").strip().splitlines()
-        said = f": {lines[-1].strip()[:200]}" if lines else ""
-        return f"the connection to the cluster ended with code {code}{said}"
+        return f"the connection to the cluster ended with code {code}{last_words(self._said)}"
 
 
 class HostedWorker(ConnectedWorker):

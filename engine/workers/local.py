@@ -6,18 +6,15 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 from contextlib import suppress
 from typing import Protocol
 
 from engine.workers.channel import Channel
+from engine.workers.child import END_SECONDS, last_words, started
 from engine.workers.connected import ENDED, ConnectedWorker
 from engine.workers.worker import WorkerLostError
-
-END_SECONDS = 5.0
-"""Seconds that a process may take to end when nobody needs it any more."""
 
 
 class Process(Protocol):
@@ -94,16 +91,7 @@ class LocalWorker(ConnectedWorker):
         environment = dict(os.environ)
         if self._threads is not None:
             environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(self._threads)
-        return subprocess.Popen(
-            # -P: do not import a folder named engine in the working directory.
-            [sys.executable, "-P", "-m", "engine.workers", str(theirs.fileno())],
-            stdin=subprocess.DEVNULL,
-            stdout=self._said,
-            stderr=self._said,
-            start_new_session=True,  # ctrl+c in the terminal is for the engine
-            pass_fds=(theirs.fileno(),),
-            env=environment,
-        )
+        return started(("engine.workers", str(theirs.fileno())), theirs, self._said, environment)
 
     def _why(self) -> str:
         """How the process ended, and what it said last."""
@@ -116,9 +104,7 @@ class LocalWorker(ConnectedWorker):
         with self._changing:
             if self._closed:
                 return ENDED
-            self._said.seek(0)
-            lines = self._said.read().decode(errors="replace").strip().splitlines()
-        said = f": {lines[-1].strip()[:200]}" if lines else ""
+            said = last_words(self._said)
         if code < 0:
             with suppress(ValueError):
                 return f"it was ended by {signal.Signals(-code).name}{said}"

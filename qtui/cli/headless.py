@@ -18,7 +18,7 @@ from engine import client
 from engine import protocol as p
 from engine.errors import EngineError, UsageError
 from engine.report.tables.parts import instead
-from engine.session import Job, Session
+from engine.session import Job, Session, is_opening
 from qtui.cli.commands import invoked
 from qtui.cli.progress import Meter
 from qtui.views.progress import about, time_left
@@ -340,8 +340,7 @@ def _without_model(session: Session) -> bool:
 
 def _names_are_listed(session: Session) -> bool:
     """Whether opening has listed every layer by name."""
-    opening = any(job.kind == "open" and job.status == "running" for job in session.jobs.values())
-    return bool(session.layers.names) and not opening
+    return bool(session.layers.names) and not is_opening(session)
 
 
 def _answers(event: Answer, question: Question) -> bool:

@@ -151,9 +151,11 @@ class SessionScreen(Screen[None]):
         """Show a message at the foot; ``lasts`` seconds, or what is usual."""
         self.message.say(level, words, lasts)
 
-    def settle(self) -> None:
-        """What was asked for is done: what went wrong before it is no longer true."""
-        if self.message.said[0] != "info":
+    def ended(self, event: p.JobEnded) -> None:
+        """Say how a job of this screen ended; once one is done, what went wrong before is over."""
+        if event.message:
+            self.say("error" if event.status == "failed" else "info", event.message)
+        elif event.status == "done" and self.message.said[0] != "info":
             self.message.clear()
 
     def say_and_log(self, level: p.Level, words: str) -> None:

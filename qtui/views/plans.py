@@ -11,7 +11,7 @@ from rich.cells import cell_len
 
 from engine import protocol as p
 from engine.report import wording as n
-from engine.session import Job, Session
+from engine.session import Session
 from qtui.views.text import Glyphs, Words, fit, printable, short_name
 
 KIND = "plan"
@@ -32,12 +32,6 @@ class Row(NamedTuple):
     """Empty for a point of the frontier."""
     point: p.Point
     plan: bool = False
-
-
-def last_job(session: Session) -> Job | None:
-    """The newest planning job."""
-    jobs = [job for job in session.jobs.values() if job.kind == KIND]
-    return jobs[-1] if jobs else None
 
 
 def rows_of(planned: p.Planned) -> list[Row]:

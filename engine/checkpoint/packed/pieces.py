@@ -62,6 +62,11 @@ class Pieces:
         """The bits of one of the tensors, unsigned integers as wide; without torch."""
         return self.checkpoint.read_array(self.found[ending].name)
 
+    def signed(self, ending: str) -> Array:
+        """One of the tensors of signed integers; without torch."""
+        found: Array = self.array(ending).view(self.found[ending].dtype)
+        return found
+
     def check_index(self, ending: str, index: Array, inputs: int, groups: int) -> None:
         """Refuse an index that puts inputs into groups that do not exist.
 

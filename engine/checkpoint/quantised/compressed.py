@@ -134,7 +134,7 @@ def _shape(pieces: Pieces) -> tuple[int, ...]:
         raise pieces.refusal("there is no 'weight_shape' beside it; download or save it again")
     stored, packed = pieces[".weight_shape"], pieces.codes.shape
     pieces.expect(".weight_shape", ("int64", "int32"), (2,), (3,))
-    found = tuple(map(int, _signed(pieces, ".weight_shape")))
+    found = tuple(map(int, pieces.signed(".weight_shape")))
     words = packed[-1]
     if len(found) != len(packed) or found[:-1] != packed[:-1]:
         fits = False
@@ -272,7 +272,7 @@ def _packed_rows(
     scales = scales.reshape(1, 1) if scales.ndim < 2 else scales.reshape(-1, scales.shape[-1])
     groups, zeros = scales.shape[1], None
     if ".weight_zero_point" in pieces:
-        stored = _signed(pieces, ".weight_zero_point")
+        stored = pieces.signed(".weight_zero_point")
         if stored.itemsize == 1:
             zeros = stored.astype("int16").reshape(-1, groups) + 8
         else:  # packed along the rows of each expert
@@ -296,18 +296,12 @@ def _check_packed_zeros(pieces: Pieces, wanted: tuple[int, ...]) -> None:
         raise pieces.unlike(".weight_zero_point", f"int32 {list(wanted)}")
 
 
-def _signed(pieces: Pieces, ending: str) -> Array:
-    """A tensor of integers, without torch."""
-    found: Array = pieces.array(ending).view(pieces[ending].dtype)
-    return found
-
-
 def _index(pieces: Pieces, inputs: int, size: int, groups: int) -> Array:
     """The group of each column: as ``weight_g_idx`` says, unless it is unset (−1)."""
     import numpy as np
 
     if ".weight_g_idx" in pieces:
-        stored = _signed(pieces, ".weight_g_idx").astype(np.int64)
+        stored = pieces.signed(".weight_g_idx").astype(np.int64)
         if not (stored == -1).any():
             pieces.check_index(".weight_g_idx", stored, inputs, groups)
             return stored

@@ -308,8 +308,7 @@ def _index(layer: _Layer) -> Array:
     columns = np.arange(layer.inputs)
     if layer.group is not None:
         return columns // layer.group
-    stored = layer.pieces.array(".g_idx")
-    index = stored.view(f"int{8 * stored.itemsize}").astype(np.int64)
+    index = layer.pieces.signed(".g_idx").astype(np.int64)
     layer.pieces.check_index(".g_idx", index, layer.inputs, layer.groups)
     if layer.groups > 1 and not index.any():  # old files leave it at zero where it is not used
         return columns // -(-layer.inputs // layer.groups)

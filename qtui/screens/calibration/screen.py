@@ -223,10 +223,8 @@ class Calibration(SessionScreen):
             self._mend(event.message)
         elif isinstance(event, p.JobStarted) and event.kind == "calibrate":
             self._typed = ""
-        elif isinstance(event, p.JobEnded) and event.kind == "calibrate" and event.message:
-            self.say("error" if event.status == "failed" else "info", event.message)
-        elif isinstance(event, p.JobEnded) and event.kind == "calibrate" and event.status == "done":
-            self.settle()
+        elif isinstance(event, p.JobEnded) and event.kind == "calibrate":
+            self.ended(event)
         return True
 
     def _mend(self, why: str) -> None:

@@ -165,10 +165,8 @@ class Comparison(SessionScreen):
         """Say why a comparison was refused or failed; open what was just read."""
         if isinstance(event, p.Refused) and event.command == "Compare":
             self.say("warning", event.message)
-        elif isinstance(event, p.JobEnded) and event.kind == "compare" and event.message:
-            self.say("error" if event.status == "failed" else "info", event.message)
-        elif isinstance(event, p.JobEnded) and event.kind == "compare" and event.status == "done":
-            self.settle()
+        elif isinstance(event, p.JobEnded) and event.kind == "compare":
+            self.ended(event)
         elif isinstance(event, p.ArtefactOpened):
             self._opened = event.fingerprint
         return True

@@ -10,17 +10,17 @@ from textual.app import ComposeResult
 
 from engine import protocol as p
 from engine.errors import UsageError
-from engine.session import Dirty, Session
+from engine.session import Dirty, Session, last_job
 from qtui.screens.session_screen import SessionScreen
 from qtui.views.budgets import SYNTAX, parse_budget
 from qtui.views.export_marks import ExportMarks
 from qtui.views.plans import (
+    KIND,
     Row,
     changes,
     finished_points,
     frontier_plot,
     heading,
-    last_job,
     line_of,
     rows_of,
     summary,
@@ -103,7 +103,7 @@ class Plan(SessionScreen):
             self._taken()
             self._write(whole=True)
             return
-        job = last_job(session)
+        job = last_job(session, KIND)
         if job is not None and job.status in ("failed", "cancelled"):
             self._take = None  # else a later plan for that budget would be taken unasked
         self._write()
@@ -214,7 +214,7 @@ class Plan(SessionScreen):
         return [(budget, "$held"), *summary(self.planned, room, self.glyphs, factor)]
 
     def _second(self) -> Words:
-        job = last_job(self.session)
+        job = last_job(self.session, KIND)
         if job is not None and job.status == "running":
             said = "  ".join(part for part in (phase_words(job), time_left(job)) if part)
             return [(f"{job.title}: {said or 'waiting'}", "$dim")]

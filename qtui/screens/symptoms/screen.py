@@ -203,8 +203,6 @@ class Symptoms(SessionScreen):
                 prompt.call_after_refresh(prompt.say, Verdict(False, event.message), loud=True)
         elif isinstance(event, p.JobStarted) and event.kind == "symptoms":
             self._typed = ""
-        elif isinstance(event, p.JobEnded) and event.kind == "symptoms" and event.message:
-            self.say("error" if event.status == "failed" else "info", event.message)
-        elif isinstance(event, p.JobEnded) and event.kind == "symptoms" and event.status == "done":
-            self.settle()
+        elif isinstance(event, p.JobEnded) and event.kind == "symptoms":
+            self.ended(event)
         return True

@@ -193,10 +193,8 @@ class Tasks(SessionScreen):
         """Say why a run was refused or failed."""
         if isinstance(event, p.Refused) and event.command in ("FindSymptoms", "MeasureTexts"):
             self.say("warning", event.message)
-        elif isinstance(event, p.JobEnded) and event.kind in KINDS and event.message:
-            self.say("error" if event.status == "failed" else "info", event.message)
-        elif isinstance(event, p.JobEnded) and event.kind in KINDS and event.status == "done":
-            self.settle()
+        elif isinstance(event, p.JobEnded) and event.kind in KINDS:
+            self.ended(event)
         return True
 
 

@@ -14,7 +14,7 @@ from engine import protocol as p
 from engine.client import EngineGoneError
 from engine.export.target import targets
 from engine.formats.grammar import parse_format
-from engine.session import Dirty, Session, running
+from engine.session import Dirty, Session, is_opening
 from qtui.screens.session_screen import SessionScreen
 from qtui.screens.spec import ScreenContext
 from qtui.screens.workbench.effects import ShownEffects
@@ -202,8 +202,7 @@ class Workbench(SessionScreen):
         if whole:
             self.table.pending.clear()
             self.events.add_earlier(session)
-            opening = any(job.kind == "open" for job in running(session))
-            if session.model is not None and not opening:
+            if session.model is not None and not is_opening(session):
                 self.scoreboard.state = "ready"
         if dirty - {"histogram", "notices", "experts", "errors", "ranges", "fixes"}:
             self.scoreboard.show(session, dirty)

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from engine.errors import InfeasibleError
 from engine.protocol import Budget, Direction, ModelReady, RecipeScore, Sweep, TunedFor
 from engine.report import wording as n
-from engine.session import Dirty, Job, Prediction, Session, predict, running
+from engine.session import Dirty, Job, Prediction, Session, last_job, predict, running
 from engine.session.cache import cache_bytes
 from qtui.views import sweeps
 from qtui.views.progress import COUNTED, about, phase_words, time_left
@@ -340,10 +340,10 @@ class Scoreboard(Lines):
         return f"{name} {job.format}".strip()
 
     def _idle(self) -> Words:
-        opening = [job for job in self.session.jobs.values() if job.kind == "open"][-1:]
-        if opening and opening[0].status == "failed":
-            return [("not open: ", "bold $error"), (printable(opening[0].message), "$error")]
-        if opening and opening[0].status == "cancelled":
+        opening = last_job(self.session, "open")
+        if opening and opening.status == "failed":
+            return [("not open: ", "bold $error"), (printable(opening.message), "$error")]
+        if opening and opening.status == "cancelled":
             return [(f"not open: {self.retry_key} opens it", "bold")]
         words: Words = [(self.state, "$dim")]
         if self.state != "ready":
