@@ -36,9 +36,11 @@ demo: $(READY)
 test: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -rs -n auto --dist worksteal
+	@# mypy takes one core, and not for long: pytest begins beside it.
+	$(BIN)/mypy & types=$$!; \
+	$(BIN)/python -m pytest -rs -n auto --dist worksteal; tests=$$?; \
+	wait $$types && exit $$tests
 
 soak: venv
 	$(BIN)/python -m pytest -m soak

@@ -309,7 +309,7 @@ sizes = Reference(network, windows, 1024, 1).sizes
 most = 2 * sizes.states(1) + sizes.logits + (1 << 20)
 found, figures = [], None
 run(1)  # what is allocated once
-for budget in (1, most // 4, most // 2, 1 << 40):
+for budget in (1, most // 3, 1 << 40):
     resident, peak, kl = run(budget)
     figures = figures or kl
     assert kl == figures, budget
