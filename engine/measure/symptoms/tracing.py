@@ -80,7 +80,8 @@ def trace(
         counts: of the job.
 
     Yields:
-        `Learned` with `SymptomRestored`, `SymptomCure` and `SymptomContrast`, `Progress`.
+        `Learned` with `SymptomRestored`, `SymptomCure` and `SymptomContrast`, `Progress`; a
+        `Notice` where there is no contrast since the reference fails on every failing prompt.
 
     Returns:
         The key of the texts.
@@ -112,6 +113,12 @@ def trace(
     alone = [each for each in failing if not each.shown.reference_fails]
     if alone:
         yield from _contrasted(loaded, alone, healthy, left_out, held, on, prompts, counts)
+    else:
+        yield p.Notice(
+            "info",
+            "on every prompt that fails the reference fails too, in another way: activations are "
+            "not compared",
+        )
     return prompts
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,10 @@ from torch import Tensor
 
 from engine import protocol as p
 from engine.client import in_process
+from engine.diagnosis.of_symptoms import Shown
 from engine.formats.grammar import parse_format
+from engine.measure.symptoms import tracing
+from engine.measure.symptoms.restoring import Failing
 from engine.measure.symptoms.symptoms import end_tokens
 from engine.measure.symptoms.tracing import (
     failing_prompts,
@@ -204,3 +207,45 @@ def test_a_prompt_on_which_the_reference_fails_is_neither_healthy_nor_unhealthy(
     assert [each.shown.fact.id for each in failing_prompts(facts, prompts)] == ["recipe"]
     assert [each.shown.fact.id for each in healthy_prompts(facts, prompts)] == ["neither"]
     assert reference_failures(facts) == 2
+
+
+@pytest.mark.parametrize("fails", [("recipe", "both"), ("both",)])
+def test_where_the_reference_fails_everywhere_too_it_is_said_that_nothing_is_compared(
+    fails: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fine, loop = continuation(*range(30)), continuation(*([4, 5] * 15))
+    other = continuation(*range(20), *([7] * 20))
+    failing = [
+        Failing(Shown(fact), Tokens(Prompt(id="", text=""), "", [1, 2]))
+        for reference in (fine if who == "recipe" else other for who in fails)
+        for fact in [
+            p.Continued(
+                prompt="", recipe="r", id="", text="", sampling=p.Sampling(), prompt_tokens=2,
+                reference=reference, changed=loop, first=0, pieces=("", ""), kl=0.1,
+                reference_top=(), changed_top=(),
+            )
+        ]
+    ]  # fmt: skip
+    assert [each.shown.reference_fails for each in failing] == [who == "both" for who in fails]
+
+    def nothing(*_: object) -> Generator[None, None, list[Any]]:
+        yield from ()
+        return []
+
+    contrasted: list[int] = []
+    monkeypatch.setattr(tracing, "Restoring", lambda *_, **__: SimpleNamespace(cures=lambda _: []))
+    monkeypatch.setattr(tracing, "units_first", lambda *_: [])
+    monkeypatch.setattr(tracing, "_restored", nothing)
+    monkeypatch.setattr(
+        tracing, "_contrasted", lambda _, alone, *__: contrasted.append(len(alone)) or ()
+    )
+    some: Any = SimpleNamespace(network=None, budget=lambda: 0)
+    on: Any = lambda _: SimpleNamespace(recipe="r")  # noqa: E731
+    steps = tracing.trace(some, failing, [], 1, {}, some, on, some)
+    notices = [event for event in steps if isinstance(event, p.Notice)]
+    if "recipe" in fails:
+        assert (contrasted, notices) == ([1], [])
+    else:
+        (notice,) = notices
+        assert contrasted == []
+        assert "the reference fails too" in notice.message
