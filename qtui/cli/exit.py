@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import msgspec
 import typer
@@ -19,6 +19,16 @@ from qtui.cli.progress import put
 from qtui.views.text import printable
 
 INTERRUPTED = 130
+
+
+class Closes(Protocol):
+    """What can be closed."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+C = TypeVar("C", bound=Closes)
 RESUME_HINT = "results are saved; run the command again to resume"
 AnyDocument = TypeVar("AnyDocument", bound=msgspec.Struct)
 
@@ -88,6 +98,24 @@ def reporting_errors(kept: str = RESUME_HINT) -> Iterator[None]:
     except OSError as error:
         print_error(str(error))
         raise typer.Exit(1) from error
+
+
+@contextmanager
+def closed_in_the_end(engine: C) -> Iterator[C]:
+    """Close an engine of this process; an interrupt while it closes ends the process at once.
+
+    Its thread computes then, and the interpreter would end that within torch, which aborts.
+    """
+    try:
+        yield engine
+    finally:
+        try:
+            engine.close()
+        except KeyboardInterrupt:
+            print_error("interrupted again: ended at once; what was measured is saved")
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from engine.errors import EngineError, UsageError
 from engine.report.tables.parts import instead
 from engine.session import Job, Session, is_opening
 from qtui.cli.commands import invoked
+from qtui.cli.exit import closed_in_the_end
 from qtui.cli.progress import Meter
 from qtui.views.progress import about, time_left
 from qtui.views.sweeps import formats_of
@@ -139,7 +140,7 @@ def measure(
     # What only reads files is quick to do again: it needs no state folder.
     unsaved = (lambda sentence: meter.say(f"warning: {sentence}")) if of_files else None
     own = client.in_process(source, unsaved=unsaved, serve=True, patience=patience)
-    with closing(own) as engine:
+    with closed_in_the_end(own) as engine:
         if engine.beside and running is None:
             meter.say(f"another run has {source} open: measuring beside it; results are shared")
         return run(engine, attached=False)

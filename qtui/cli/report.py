@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +29,13 @@ from engine.store.files import write_whole
 from engine.store.journal import peek
 from engine.store.past_sessions import past_sessions
 from engine.store.paths import facts_file, session_name, state_path
-from qtui.cli.exit import check_file, print_error, reporting_errors, terminated_as_interrupted
+from qtui.cli.exit import (
+    check_file,
+    closed_in_the_end,
+    print_error,
+    reporting_errors,
+    terminated_as_interrupted,
+)
 from qtui.cli.options import expanded
 from qtui.cli.progress import put
 
@@ -150,7 +155,7 @@ def _histograms(session: Session, document: s.ReportDocument) -> Sequence[p.Hist
     own_process(session.source)
     settings = msgspec.structs.replace(session.settings, fresh=False)
     try:
-        with terminated_as_interrupted(), closing(InProcess(None)) as engine:
+        with terminated_as_interrupted(), closed_in_the_end(InProcess(None)) as engine:
             for _ in engine.run(p.Open(session.source, settings)):
                 pass
             for name in missing:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -378,3 +380,22 @@ def test_progress_is_ascii_where_the_terminal_has_no_more() -> None:
     Meter(said, Clock()).show("sweep", 18, 36, "1:01 left", "façade")
     assert said.getvalue().isascii()
     assert "#" * 15 in said.getvalue()
+
+
+def test_a_second_interrupt_ends_at_once_and_in_good_order() -> None:
+    """The first lets a step of the computation end; the interpreter must not end within one."""
+    program = """if True:
+        import threading, time
+        from qtui.cli.exit import closed_in_the_end
+        class Engine:
+            def close(self):
+                threading.Thread(target=time.sleep, args=(60,), daemon=False).start()
+                raise KeyboardInterrupt
+        with closed_in_the_end(Engine()):
+            print("computing")
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (ended.returncode, ended.stdout) == (130, "computing\n")
+    assert ended.stderr == "qtui: interrupted again: ended at once; what was measured is saved\n"
