@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from copy import deepcopy
-from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -17,21 +15,11 @@ from engine.measure.symptoms.restoring import Failing, Restoring
 from engine.measure.symptoms.units import BLOCKS, Unit, sets_to_try, units_first, units_within
 from engine.model.load import load_network
 from engine.model.network import Network
+from engine.steps import drained
 from engine.texts.prompts import Prompt, Tokens
 from tests import tiny
 
-T = TypeVar("T")
 TEXTS = [([5, 9, 14, 3], [7, 7, 21, 8, 40, 2]), ([11, 4, 90], [60, 61, 62]), ([1], [8, 8, 8, 8])]
-
-
-def run(steps: Generator[Any, None, T]) -> T:
-    """What a generator returns."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            value: T = end.value
-            return value
 
 
 def failing(prompt: list[int], said: list[int]) -> Failing:
@@ -91,11 +79,11 @@ def test_what_a_layer_wins_is_the_fall_of_kl_in_plain_forwards(
         network, [failing(*each) for each in TEXTS], held,
         recipe="r", key="k", budget=budget, counts=JobCounts(),
     )  # fmt: skip
-    run(restoring.prepare())
+    drained(restoring.prepare())
     whole = kls(network, held)
     units = [Unit(name, (name,), "layer") for name in some]
     for unit in [*units, Unit("two", tuple(some[:2]), "block")]:
-        fact = run(restoring.restored(unit))
+        fact = drained(restoring.restored(unit))
         left = kls(network, {n: each for n, each in held.items() if n not in unit.layers})
         wins = torch.tensor([a - b for a, b in zip(whole, left, strict=True)])
         assert fact.kl == pytest.approx(float(wins.mean()), rel=1e-3, abs=1e-5)
@@ -114,8 +102,8 @@ def test_rows_of_zeros_and_values_that_are_not_finite_are_told(network: Network)
         network, [failing(*TEXTS[0])], {name: weight},
         recipe="r", key="k", budget=1 << 30, counts=JobCounts(),
     )  # fmt: skip
-    run(restoring.prepare())
-    fact = run(restoring.restored(Unit(name, (name,), "layer")))
+    drained(restoring.prepare())
+    fact = drained(restoring.restored(Unit(name, (name,), "layer")))
     assert fact.zeroed == 0.25
     assert fact.nonfinite == 1 / weight.numel()
 
