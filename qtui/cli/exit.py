@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import msgspec
 import typer
@@ -18,17 +18,10 @@ from engine.report import json as json_output
 from qtui.cli.progress import put
 from qtui.views.text import printable
 
+if TYPE_CHECKING:
+    from engine.client import InProcess
+
 INTERRUPTED = 130
-
-
-class Closes(Protocol):
-    """What can be closed."""
-
-    def close(self) -> None:
-        """Close it."""
-
-
-C = TypeVar("C", bound=Closes)
 RESUME_HINT = "results are saved; run the command again to resume"
 AnyDocument = TypeVar("AnyDocument", bound=msgspec.Struct)
 
@@ -101,7 +94,7 @@ def reporting_errors(kept: str = RESUME_HINT) -> Iterator[None]:
 
 
 @contextmanager
-def closed_in_the_end(engine: C) -> Iterator[C]:
+def closed_in_the_end(engine: InProcess) -> Iterator[InProcess]:
     """Close an engine of this process; an interrupt while it closes ends the process at once.
 
     Its thread computes then, and the interpreter would end that within torch, which aborts.
@@ -112,7 +105,7 @@ def closed_in_the_end(engine: C) -> Iterator[C]:
         try:
             engine.close()
         except KeyboardInterrupt:
-            print_error("interrupted again: ended at once; what was measured is saved")
+            print_error("interrupted while closing: ended at once; what was measured is saved")
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(INTERRUPTED)

@@ -398,4 +398,7 @@ def test_a_second_interrupt_ends_at_once_and_in_good_order() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30
     )
     assert (ended.returncode, ended.stdout) == (130, "computing\n")
-    assert ended.stderr == "qtui: interrupted again: ended at once; what was measured is saved\n"
+    assert (
+        ended.stderr
+        == "qtui: interrupted while closing: ended at once; what was measured is saved\n"
+    )
