@@ -105,10 +105,10 @@ def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports are checked in this process: without the seconds that another one needs to begin."""
     from engine.export import load_check
 
-    def asked(question: object, go_on: object) -> str:
+    def asked(_loader: object, question: object, _go_on: object) -> str:
         if isinstance(question, load_check._Planned):
             return load_check.problem_of_plan(question)
         assert isinstance(question, load_check._Question)
         return load_check.problem_of(question)
 
-    monkeypatch.setattr(load_check, "_asked", asked)
+    monkeypatch.setattr(load_check.Loader, "_asked", asked)

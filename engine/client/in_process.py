@@ -118,9 +118,10 @@ class InProcess:
         return self._beside is not None
 
     def _take(self, seq: int, event: p.AnyEvent) -> None:
-        self._events.put((seq, event))
+        # Others first: this process may end on what it is told.
         if self._serving is not None:
             self._serving.announce(seq, event)
+        self._events.put((seq, event))
 
     def send(self, command: p.AnyCommand) -> None:
         """Send a command to the engine."""

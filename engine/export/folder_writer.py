@@ -7,7 +7,8 @@ bit for bit, those behind the figures on the screen.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -149,6 +150,10 @@ def _nothing(*_args: object) -> Any:
 class FolderCheck(Protocol):
     """Reads a folder before it counts as written."""
 
+    def close(self) -> None:
+        """Let go of what it holds; it is asked no more."""
+        ...
+
     def planned(self, request: Request, plan: Plan, folder: Path) -> None:
         """What names and shapes alone show; ``folder`` has the config, and code if there is any.
 
@@ -183,7 +188,7 @@ class FolderCheck(Protocol):
 class FolderWriter:
     """The writer of a form of folder."""
 
-    def __init__(self, form: FolderForm, check: FolderCheck) -> None:
+    def __init__(self, form: FolderForm, check: Callable[[], FolderCheck]) -> None:
         self._form, self._check = form, check
 
     def check(self, request: Request) -> None:
@@ -203,11 +208,12 @@ class FolderWriter:
             for file in copied_files(checkpoint.folder, follow_links=checkpoint.follow_links)
             if file.suffix == ".py"
         ]
-        with TemporaryDirectory(prefix="qtui-") as folder:
+        with TemporaryDirectory(prefix="qtui-") as folder, closing(self._check()) as check:
             copy_files(checkpoint.folder, code, Path(folder))
             write_json(Path(folder) / "config.json", plan.config)
-            self._check.planned(request, plan, Path(folder))
+            check.planned(request, plan, Path(folder))
 
     def write(self, request: Request) -> Exported:
         """See `Writer`."""
-        return write_folder(self._form, self._check, request)
+        with closing(self._check()) as check:
+            return write_folder(self._form, check, request)

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
@@ -83,94 +86,142 @@ def digest(weight: Tensor) -> str:
     return found.hexdigest()
 
 
-def check_loads(
-    folder: Path,
-    digests: Mapping[str, str],
-    go_on: Callable[[], None],
-    *,
-    experts: Mapping[str, Mapping[int, str]] | None = None,
-    trust_remote_code: bool = False,
-) -> None:
-    """Load a checkpoint in another process and compare its quantised weights.
+class Loader:
+    """Plain transformers in a process of its own, which starts with the first question."""
 
-    Args:
-        folder: the checkpoint, complete.
-        digests: `digest` of each quantised weight in the checkpoint's dtype, by module.
-        go_on: called now and then; raises to give up.
-        experts: `digest` of each quantised expert, by parameter and number.
-        trust_remote_code: whether the checkpoint's Python code may run.
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._complaints: IO[bytes] | None = None
 
-    Raises:
-        NotLoadable: it does not load, or other weights are read than were measured.
-        EngineError: the other process does not start.
-    """
-    question = _Question(str(folder), digests, trust_remote_code, experts or {})
-    if problem := _asked(question, go_on):
-        raise NotLoadable(problem)
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            with self._process:  # closes its pipes, and waits
+                self._process.kill()
+            self._process = None
+        if self._complaints is not None:
+            self._complaints.close()
+            self._complaints = None
+
+    def check_loads(
+        self,
+        folder: Path,
+        digests: Mapping[str, str],
+        go_on: Callable[[], None],
+        *,
+        experts: Mapping[str, Mapping[int, str]] | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Load a checkpoint and compare its quantised weights.
+
+        Args:
+            folder: the checkpoint, complete.
+            digests: `digest` of each quantised weight in the checkpoint's dtype, by module.
+            go_on: called now and then; raises to give up, after which the loader is to be closed.
+            experts: `digest` of each quantised expert, by parameter and number.
+            trust_remote_code: whether the checkpoint's Python code may run.
+
+        Raises:
+            NotLoadable: it does not load, or other weights are read than were measured.
+            EngineError: the other process does not start.
+        """
+        question = _Question(str(folder), digests, trust_remote_code, experts or {})
+        if problem := self._asked(question, go_on):
+            raise NotLoadable(problem)
+
+    def check_would_load(
+        self,
+        folder: Path,
+        slots: Mapping[str, Slot],
+        shapes: Mapping[str, tuple[int, ...]],
+        go_on: Callable[[], None],
+        *,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Load what is planned, from names, dtypes and shapes alone.
+
+        Args:
+            folder: holds ``config.json``, and code if there is any.
+            slots: the tensors, by name.
+            shapes: values of those that hold the shape of a packed weight.
+            go_on: called now and then; raises to give up, after which the loader is to be closed.
+            trust_remote_code: whether the checkpoint's Python code may run.
+
+        Raises:
+            NotLoadable: it would not load.
+            EngineError: the other process does not start.
+        """
+        tensors = {
+            name: (str(slot.dtype).removeprefix("torch."), tuple(slot.shape))
+            for name, slot in slots.items()
+        }
+        question = _Planned(str(folder), tensors, shapes, trust_remote_code)
+        if problem := self._asked(question, go_on):
+            raise NotLoadable(problem, written=False)
+
+    def _asked(self, question: _Planned | _Question, go_on: Callable[[], None]) -> str:
+        """The problem that the other process finds; empty if there is none."""
+        if self._process is None:
+            self._start()
+        assert self._process is not None
+        said = _exchanged(self._process, msgspec.json.encode(question) + b"\n", go_on)
+        try:
+            return msgspec.json.decode(said, type=_Answer).problem
+        except msgspec.DecodeError:  # it ended instead
+            return self._last_words()
+
+    def _last_words(self) -> str:
+        """Why the process ended."""
+        assert self._process is not None
+        assert self._complaints is not None
+        code = self._process.wait()
+        self._complaints.seek(0)
+        lines = self._complaints.read().decode(errors="replace").strip().splitlines()
+        self.close()
+        if code < 0:  # what it said last has nothing to do with it
+            return f"the process that loads it was ended by {signal.Signals(-code).name}"
+        return lines[-1] if lines else f"exit code {code}"
+
+    def _start(self) -> None:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-P", "-m", "engine.export.load_check"]
+        self._complaints = TemporaryFile(prefix="qtui-")  # noqa: SIM115 - as long as the process
+        try:
+            self._process = subprocess.Popen(
+                command, env=environment, bufsize=0,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints,
+            )  # fmt: skip
+        except OSError as error:
+            self.close()
+            raise EngineError(
+                f"the process that loads the export to check it does not start ({command[0]}: "
+                f"{error.strerror or error}); leave the check out with --no-check"
+            ) from error
 
 
-def check_would_load(
-    folder: Path,
-    slots: Mapping[str, Slot],
-    shapes: Mapping[str, tuple[int, ...]],
-    go_on: Callable[[], None],
-    *,
-    trust_remote_code: bool = False,
-) -> None:
-    """Load what is planned in another process, from names, dtypes and shapes alone.
-
-    Args:
-        folder: holds ``config.json``, and code if there is any.
-        slots: the tensors, by name.
-        shapes: values of those that hold the shape of a packed weight.
-        go_on: called now and then; raises to give up.
-        trust_remote_code: whether the checkpoint's Python code may run.
-
-    Raises:
-        NotLoadable: it would not load.
-        EngineError: the other process does not start.
-    """
-    tensors = {
-        name: (str(slot.dtype).removeprefix("torch."), tuple(slot.shape))
-        for name, slot in slots.items()
-    }
-    if problem := _asked(_Planned(str(folder), tensors, shapes, trust_remote_code), go_on):
-        raise NotLoadable(problem, written=False)
-
-
-def _asked(question: _Planned | _Question, go_on: Callable[[], None]) -> str:
-    """The problem that another process finds; empty if there is none."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-P", "-m", "engine.export.load_check"]
-    try:
-        process = subprocess.Popen(
-            command, env=environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-    except OSError as error:
-        raise EngineError(
-            f"the process that loads the export to check it does not start ({command[0]}: "
-            f"{error.strerror or error}); leave the check out with --no-check"
-        ) from error
-    given: bytes | None = msgspec.json.encode(question)
-    try:
-        while True:
-            try:
-                said, complaint = process.communicate(given, timeout=WAIT)
+def _exchanged(
+    process: subprocess.Popen[bytes], question: bytes, go_on: Callable[[], None]
+) -> bytes:
+    """The line that a process answers a line with; what it said before it ended, if it has."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    os.set_blocking(process.stdin.fileno(), False)  # it reads once it has imported
+    left, said = memoryview(question), b""
+    while not said.endswith(b"\n"):
+        asking = [process.stdin] if left else []
+        answers, takes, _ = select.select([process.stdout], asking, [], WAIT)
+        if not answers and not takes:
+            go_on()
+        if answers:
+            if not (piece := os.read(process.stdout.fileno(), 1 << 16)):
                 break
-            except subprocess.TimeoutExpired:
-                given = None
-                go_on()
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-    try:
-        answer = msgspec.json.decode(said, type=_Answer)
-    except msgspec.DecodeError:
-        lines = complaint.decode(errors="replace").strip().splitlines()
-        answer = _Answer(lines[-1] if lines else f"exit code {process.returncode}")
-    return answer.problem
+            said += piece
+        if takes:
+            try:
+                left = left[os.write(process.stdin.fileno(), left) :]
+            except BrokenPipeError:
+                left = left[:0]
+    return said
 
 
 def problem_of_plan(question: _Planned) -> str:
@@ -274,13 +325,16 @@ def _read_expert(model: Any, name: str, expert: int) -> str:
 
 
 def main() -> None:
-    """Answer the question on standard input."""
-    given = sys.stdin.buffer.read()
-    question: _Planned | _Question = msgspec.json.decode(given, type=_Planned | _Question)
+    """Answer each question on standard input, a line each."""
     out = os.dup(1)
     os.dup2(2, 1)  # what libraries print is no answer
-    problem = problem_of_plan(question) if isinstance(question, _Planned) else problem_of(question)
-    os.write(out, msgspec.json.encode(_Answer(problem)))
+    for line in sys.stdin.buffer:
+        question: _Planned | _Question = msgspec.json.decode(line, type=_Planned | _Question)
+        if isinstance(question, _Planned):
+            problem = problem_of_plan(question)
+        else:
+            problem = problem_of(question)
+        os.write(out, msgspec.json.encode(_Answer(problem)) + b"\n")
 
 
 if __name__ == "__main__":

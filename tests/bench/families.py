@@ -533,11 +533,11 @@ def _check_here() -> None:
     """Exports are checked in this process: another one takes as long as all the rest."""
     from engine.export import load_check
 
-    def asked(question: Any, _go_on: Any) -> str:
+    def asked(_loader: Any, question: Any, _go_on: Any) -> str:
         planned = isinstance(question, load_check._Planned)
         return load_check.problem_of_plan(question) if planned else load_check.problem_of(question)
 
-    load_check._asked = asked
+    load_check.Loader._asked = asked  # type: ignore[method-assign]
 
 
 def outcomes(family: str, text: str) -> list[tuple[str, str]]:

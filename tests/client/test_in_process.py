@@ -137,3 +137,25 @@ def test_what_a_killed_process_left_beside_is_deleted() -> None:
     assert folder_beside("model-1a").is_dir()
     assert not gone.exists()
     assert other.exists()
+
+
+def test_others_are_told_before_this_process_which_may_end_on_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    client = in_process(str(tmp_path))
+    here: list[bool] = []
+
+    class Serving:
+        def announce(self, seq: int, event: p.AnyEvent) -> None:
+            here.append(client.receive(0) is not None)
+
+    try:
+        while client.receive(0.1) is not None:
+            pass
+        monkeypatch.setattr(client, "_serving", Serving())
+        client._take(0, p.Notice("warning", "the end"))
+        assert here == [False]
+        assert client.receive(0) == p.Notice("warning", "the end")
+        monkeypatch.setattr(client, "_serving", None)
+    finally:
+        client.close()

@@ -2,48 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from engine.demo import DEMO_PATH
 from engine.texts.corpora import held_out_library
-from tests import brute_force
+from tests import brute_force, forked
 
 TOKENS = int(os.environ.get("QTUI_TEST_TOKENS", "2048"))
 """Of the long comparison."""
-SEQ_LEN, BATCH = 256, 8
-
-
-def qtui(tokens: int, *arguments: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "qtui", *arguments, "--tokens", str(tokens), "--json", "-"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout))
+BATCH = 8
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tokens", [512, pytest.param(TOKENS, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("tokens", [256, pytest.param(TOKENS, marks=pytest.mark.soak)])
 def test_the_documents_of_demo_agree_with_the_brute_force_loop(
     tokens: int, own_folders: Path
 ) -> None:
     (own_folders / "config" / "qtui").mkdir()
+    length = ("--tokens", str(tokens), "--seq-len", str(seq_len := min(256, tokens // 2)))
     # Two micro-batches, as any longer text has.
     profile = f"[standard]\nbatch_tokens = {min(1024, tokens // 2)}\n"
     (own_folders / "config" / "qtui" / "profiles.toml").write_text(profile)
-    document = qtui(tokens, "sweep", "demo")
+    document = forked.ran("sweep", "demo", *length, folder=own_folders)
     model = brute_force.load(DEMO_PATH)
-    ids = brute_force.windows(DEMO_PATH, held_out_library().content, tokens, SEQ_LEN)
+    ids = brute_force.windows(DEMO_PATH, held_out_library().content, tokens, seq_len)
     assert document["protocol"]["tokens"] == ids.numel()
     control = document["control"]
     assert (control["max_abs_dnll"], control["max_abs_kl"]) == (0.0, 0.0)
@@ -72,7 +58,7 @@ def test_the_documents_of_demo_agree_with_the_brute_force_loop(
     for name, changed in body.items():
         modules[name].weight.data = changed
     together = brute_force.baseline(model, ids, BATCH)
-    evaluated = qtui(tokens, "eval", "demo", "--format", "int4-g128")
+    evaluated = forked.ran("eval", "demo", *length, "--format", "int4-g128", folder=own_folders)
     assert evaluated["recipe"]["nll"] == pytest.approx(together, abs=1e-6)
     assert evaluated["resumed"] == 2  # baseline and recipe: the sweep measured both
     # 4 bits, and a 16-bit scale and a 4-bit zero point for each 128 weights.

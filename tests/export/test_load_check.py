@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from engine.export import folder_writer, load_check
 from engine.export.compressed import writer
 from engine.export.compressed.writer import export_checkpoint
 from engine.export.load_check import (
+    Loader,
     NotLoadable,
     _Planned,
     _Question,
@@ -88,7 +91,7 @@ def test_what_nothing_would_load_is_refused_before_it_is_written(
     before = set(tmp_path.iterdir())
     written: list[object] = []
     monkeypatch.setattr(folder_writer, "write_shards", lambda *given: written.append(given))
-    monkeypatch.setattr(load_check, "_asked", in_this_process)
+    monkeypatch.setattr(Loader, "_asked", in_this_process)
     for refused in (writer.WRITER.check, export_checkpoint):
         with pytest.raises(NotLoadable, match=r"weight of a module .* nothing was written"):
             refused(replace(request, check=True))
@@ -103,14 +106,14 @@ def test_what_is_read_otherwise_is_taken_away(
     tmp_path: Path, written: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folder_writer, "digest", lambda _weight: "other")
-    monkeypatch.setattr(load_check, "_asked", in_this_process)
+    monkeypatch.setattr(Loader, "_asked", in_this_process)
     source, before = written[0].parent / "in", set(tmp_path.iterdir())
     with pytest.raises(NotLoadable, match=r"other weights than were measured.*nothing is left"):
         export_checkpoint(replace(asked(source, tmp_path / "out", LAYER), check=True))
     assert set(tmp_path.iterdir()) == before
 
 
-def in_this_process(question: _Planned | _Question, _go_on: object) -> str:
+def in_this_process(_loader: object, question: _Planned | _Question, _go_on: object) -> str:
     if isinstance(question, _Planned):
         return problem_of_plan(question)
     return problem_of(question)
@@ -122,11 +125,11 @@ def test_a_model_that_sees_beside_its_language_is_loaded_whole(
 ) -> None:
     asks: list[str] = []
 
-    def noting(question: _Planned | _Question, go_on: object) -> str:
+    def noting(loader: object, question: _Planned | _Question, go_on: object) -> str:
         asks.append(type(question).__name__)
-        return in_this_process(question, go_on)
+        return in_this_process(loader, question, go_on)
 
-    monkeypatch.setattr(load_check, "_asked", noting)
+    monkeypatch.setattr(Loader, "_asked", noting)
     source = wrappers.build(kind, tmp_path / "in")
     layer = next(row.name for row in list_layers(open_checkpoint(source)) if row.role == "linear")
     export_checkpoint(replace(asked(source, tmp_path / "out", layer), check=True))
@@ -140,7 +143,7 @@ def test_a_process_that_does_not_start_is_not_a_folder_that_cannot_be_written(
 ) -> None:
     monkeypatch.setattr(load_check.sys, "executable", "/nowhere/python")
     with pytest.raises(EngineError, match=r"does not start \(/nowhere/python.*--no-check"):
-        load_check.check_loads(written[0], {}, lambda: None)
+        Loader().check_loads(written[0], {}, lambda: None)
 
 
 def test_giving_up_ends_the_other_process(
@@ -153,5 +156,30 @@ def test_giving_up_ends_the_other_process(
         raise GivenUp
 
     monkeypatch.setattr(load_check, "WAIT", 0.01)
-    with pytest.raises(GivenUp):
-        load_check.check_loads(written[0], {}, give_up)
+    with closing(Loader()) as loader:
+        with pytest.raises(GivenUp):
+            loader.check_loads(written[0], {}, give_up)
+        process = loader._process
+        assert process is not None
+    assert process.returncode == -signal.SIGKILL
+    assert loader._process is None
+
+
+def test_one_process_answers_every_question_and_another_one_if_it_ends(
+    written: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked may be longer than a pipe holds."""
+    many = {f"no.such.layer.{i}": written[1] for i in range(4000)}
+    with closing(Loader()) as loader:
+        loader.check_loads(written[0], {LAYER: written[1]}, lambda: None)
+        first = loader._process
+        assert first is not None
+        with pytest.raises(NotLoadable, match="other weights than were measured"):
+            loader.check_loads(written[0], many, lambda: None)
+        assert loader._process is first
+        first.kill()
+        with pytest.raises(NotLoadable, match="was ended by SIGKILL"):
+            loader.check_loads(written[0], {LAYER: written[1]}, lambda: None)
+        monkeypatch.setattr(load_check.sys, "executable", "/bin/false")
+        with pytest.raises(NotLoadable, match="exit code 1"):
+            loader.check_loads(written[0], many, lambda: None)

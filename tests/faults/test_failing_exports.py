@@ -16,7 +16,7 @@ from tests.faults.table import put
 
 
 @compiler
-@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("step", [31, pytest.param(1, marks=pytest.mark.soak)])
 def test_every_write_of_an_export(step: int, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.failing_exports", str(tmp_path), str(step)],

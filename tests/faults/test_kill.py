@@ -88,7 +88,7 @@ def killed(command: Command, folder: Path, reached: Callable[[], bool], seconds:
 
 
 def commands(folder: Path, source: Path, text: Path) -> list[Command]:
-    measured = ("--tokens", "2048", "--seq-len", "32", "--text", str(text))
+    measured = ("--tokens", "1024", "--seq-len", "32", "--text", str(text))
     one = (*measured, "--formats", "int4-g32")
     out = folder / "exported"
     exporting = ("--format", "int4-g32", "--to", "checkpoint", "--no-check", "-o", str(out))

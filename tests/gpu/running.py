@@ -6,6 +6,7 @@ What a step breaks (a CUDA error ends every later call of its process) the next 
 from __future__ import annotations
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 import signal
@@ -37,6 +38,8 @@ def preload() -> None:
 
     for name in PRELOADED:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # steps that look for garbage need not look in there
 
 
 def run_step(step: Step, options: Options, take: Callable[[Row], None]) -> str:

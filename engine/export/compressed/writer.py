@@ -10,14 +10,18 @@ import torch
 from engine.export.compressed.folder import COMPRESSED
 from engine.export.folder_plan import Plan
 from engine.export.folder_writer import FolderWriter
-from engine.export.load_check import check_loads, check_would_load
+from engine.export.load_check import Loader
 from engine.export.tensor_groups import bytes_of
 from engine.export.writer import Exported, Request
 from engine.model.memory import GIB, memory_free, memory_needed
 
 
 class _ByTransformers:
-    """Plain transformers loads it, in another process."""
+    """Plain transformers loads it, in another process: one for all that is asked of an export."""
+
+    def __init__(self) -> None:
+        self._loader = Loader()
+        self.close = self._loader.close
 
     def planned(self, request: Request, plan: Plan, folder: Path) -> None:
         """Load what is planned without values."""
@@ -34,7 +38,7 @@ class _ByTransformers:
             if found:
                 weight = checkpoint.tensors.get(f"{prefix}.weight")
                 shapes[name] = (1, 1) if weight is None else tuple(weight.shape)
-        check_would_load(
+        self._loader.check_would_load(
             folder,
             slots,
             shapes,
@@ -61,7 +65,7 @@ class _ByTransformers:
                 f"not loaded by transformers to check it: that takes {needed / GIB:.1f} GiB of "
                 f"memory, and {free / GIB:.1f} GiB are free"
             ]
-        check_loads(
+        self._loader.check_loads(
             folder,
             digests,
             lambda: request.on_progress(total, total, "loading it with transformers"),
@@ -71,7 +75,7 @@ class _ByTransformers:
         return []
 
 
-WRITER = FolderWriter(COMPRESSED, _ByTransformers())
+WRITER = FolderWriter(COMPRESSED, _ByTransformers)
 
 
 def export_checkpoint(request: Request) -> Exported:

@@ -29,6 +29,9 @@ class _ReadBack:
     Plain transformers loads such files through GPTQModel alone, which needs a compiler or a GPU.
     """
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def planned(self, request: Request, plan: Plan, folder: Path) -> None:
         """Names and shapes follow from the layout: there is nothing to ask."""
 
@@ -72,4 +75,4 @@ def _prefixes(plan: Plan) -> list[str]:
     return [name.removesuffix(".qweight") for name in names if name.endswith(".qweight")]
 
 
-WRITER = FolderWriter(GPTQ, _ReadBack())
+WRITER = FolderWriter(GPTQ, _ReadBack)
