@@ -7,6 +7,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+ROWS = 5_000
+"""Layers that are looked at in a step of some milliseconds."""
+
 
 def drained(steps: Generator[Any, None, T]) -> T:
     """What a generator returns, once all its steps are done; what it yields is dropped."""

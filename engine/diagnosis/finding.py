@@ -142,8 +142,9 @@ class Looked:
     def whole(self) -> bool:
         """Whether the effects of all layers of the body that can hold the format are known."""
         layers = self.session.layers
+        held = {shape: can_hold(self.format, shape) for shape in set(layers.shapes)}
         holding = sum(
-            role not in OUTSIDE and can_hold(self.format, shape)
+            role not in OUTSIDE and held[shape]
             for role, shape in zip(layers.roles, layers.shapes, strict=True)
         )
         return 0 < holding == len(self.body)

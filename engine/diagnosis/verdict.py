@@ -27,10 +27,10 @@ from engine.session import (
     Session,
     own_format,
     recipe_hash,
-    uniform_recipe,
+    uniform_in_steps,
 )
 from engine.session.artefact import OUTSIDE
-from engine.steps import drained
+from engine.steps import ROWS, drained
 
 T = TypeVar("T")
 Steps: TypeAlias = Generator[None, None, T]
@@ -104,12 +104,14 @@ def verdict_in_steps(
         return None
     serving = serving or by_kernels(session)
     effects = KnownEffects(session)
-    uniform = uniform_recipe(session, format)
+    column = yield from effects.column_in_steps(format)
+    uniform = yield from uniform_in_steps(session, format)
     kl_of: dict[str, float] = {}
     dnll = 0.0
-    column = effects.column(format)
     yield
-    for name in uniform:
+    for place, name in enumerate(uniform):
+        if not place % ROWS:
+            yield
         effect = column[session.index[name]]
         if effect is None:
             return None
@@ -211,8 +213,7 @@ def _cheapest_mix(
     better = ("", *_formats(session, format, serving))
     steps: list[tuple[float, tuple[str, ...], str, float]] = []
     for held in (format, *better):
-        effects.column(held)
-        yield
+        yield from effects.column_in_steps(held)
     for number, (unit, possible) in enumerate(_units(session, uniform, better, serving)):
         if number % AT_ONCE == 0:
             yield

@@ -16,6 +16,7 @@ from engine.session.prediction import (
     expected,
     predict,
     predict_tried,
+    uniform_in_steps,
     uniform_recipe,
 )
 from engine.session.state import (
@@ -76,6 +77,7 @@ __all__ = [
     "predict_tried",
     "recipe_hash",
     "running",
+    "uniform_in_steps",
     "uniform_recipe",
     "without_methods",
 ]

@@ -8,7 +8,7 @@ with the square of the weight error.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from functools import lru_cache
 
 import msgspec
@@ -19,6 +19,7 @@ from engine.formats.grammar import Format, parse_format
 from engine.session.correction import Correction, corrected, fitted
 from engine.session.state import Session
 from engine.session.text_curvature import TextCurvature
+from engine.steps import ROWS, drained
 
 ALIKE = frozenset({"integer", "gguf"})
 """Families whose weight error halves with every bit, about."""
@@ -81,11 +82,17 @@ class KnownEffects:
         Args:
             held: a format; empty for as stored.
         """
+        return drained(self.column_in_steps(held))
+
+    def column_in_steps(
+        self, held: str
+    ) -> Generator[None, None, list[tuple[float, float, float] | None]]:
+        """The same in steps of some milliseconds."""
         if held not in self._columns:
-            self._columns[held] = self._whole(held)
+            self._columns[held] = yield from self._whole(held)
         return self._columns[held]
 
-    def _whole(self, held: str) -> list[tuple[float, float, float] | None]:
+    def _whole(self, held: str) -> Generator[None, None, list[tuple[float, float, float] | None]]:
         session = self._session
         count = len(session.layers.names)
         if not held:
@@ -97,6 +104,8 @@ class KnownEffects:
         fit = correction(session, key)
         found: list[tuple[float, float, float] | None] = []
         for row, (exact, guess) in enumerate(zip(measured, estimated, strict=True)):
+            if not row % ROWS:
+                yield
             known = exact if exact is not None else guess
             if known is None:
                 found.append(None)

@@ -24,7 +24,7 @@ from engine.session.known_effects import KnownEffect, KnownEffects, correction
 from engine.session.state import Session, recipe_hash
 from engine.session.text_curvature import TextCurvature
 from engine.session.tried import held_in, layers_of, line_of, score_of
-from engine.steps import drained
+from engine.steps import ROWS, drained
 
 MOST_TOGETHER = 4.0
 """How many times larger or smaller than their sum single effects may be taken to be together."""
@@ -55,12 +55,22 @@ class Prediction(msgspec.Struct, frozen=True):
 
 def uniform_recipe(session: Session, format: str) -> dict[str, str]:
     """One format for every layer of the body that can hold it."""
+    return drained(uniform_in_steps(session, format))
+
+
+def uniform_in_steps(session: Session, format: str) -> Generator[None, None, dict[str, str]]:
+    """The same in steps of some milliseconds."""
     layers = session.layers
-    return {
-        name: format
-        for name, role, shape in zip(layers.names, layers.roles, layers.shapes, strict=True)
-        if role not in OUTSIDE and can_hold(format, shape)
-    }
+    held = {shape: can_hold(format, shape) for shape in set(layers.shapes)}
+    found = {}
+    for row, (name, role, shape) in enumerate(
+        zip(layers.names, layers.roles, layers.shapes, strict=True)
+    ):
+        if not row % ROWS:
+            yield
+        if role not in OUTSIDE and held[shape]:
+            found[name] = format
+    return found
 
 
 def expected(session: Session, row: int, key: p.EffectKey) -> p.Estimate | None:

@@ -14,7 +14,7 @@ from engine.formats.grammar import parse_format
 from engine.formats.storage import why_not_held
 from engine.protocol import Level
 from engine.report import wording as n
-from engine.session import Layers, Session, recipe_hash, running
+from engine.session import Layers, Session, kept_format, recipe_hash, running
 from qtui.views.sweeps import formats_of
 from qtui.views.text import UNICODE, Glyphs, Words, printable, short_name
 
@@ -305,10 +305,13 @@ def _uniform(format: str, session: Session) -> dict[str, str]:
     except FormatError:
         return {}
     held = {shape: why_not_held(parsed, shape) is None for shape in set(layers.shapes)}
+    text = str(parsed)
     return {
-        name: str(parsed)
-        for row, name in enumerate(layers.names)
-        if layers.blocks[row] >= 0 and held[layers.shapes[row]] and str(parsed) != session.kept(row)
+        name: text
+        for name, block, shape, dtype in zip(
+            layers.names, layers.blocks, layers.shapes, layers.dtypes, strict=True
+        )
+        if block >= 0 and held[shape] and text != kept_format(dtype)
     }
 
 

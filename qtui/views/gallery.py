@@ -51,10 +51,9 @@ def _label(session: Session, row: int) -> str:
     name, block = layers.names[row], layers.blocks[row]
     if layers.roles[row] in OUTSIDE or block < 0:
         return printable(layers.kinds[row])
-    parts = name.split(".")
-    if "experts" in parts[:-1] and parts[parts.index("experts") + 1].isdecimal():
-        return f"{block}/{parts[parts.index('experts') + 1]}"
-    return str(block)
+    _, experts, rest = name.partition(".experts.")
+    expert = rest.partition(".")[0]
+    return f"{block}/{expert}" if experts and expert.isdecimal() else str(block)
 
 
 def tiling(gallery: Gallery, width: int) -> Tiling:

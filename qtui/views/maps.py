@@ -99,19 +99,22 @@ def map_of(context: Context, figure: Figure) -> Map:
     layers = context.session.layers
     read = figure.read.bind(context)
     found = Map(figure)
-    kinds: dict[str, None] = {}
+    largest: dict[tuple[int, str], tuple[float, int]] = {}
     for row, (block, kind, role) in enumerate(
         zip(layers.blocks, layers.kinds, layers.roles, strict=True)
     ):
         key = (-1 if role in OUTSIDE else block), kind
-        kinds.setdefault(kind)
-        value = _number(read(row))
-        known = found.cells.get(key)
-        if value is not None and (known is None or value > known[0]):
-            found.cells[key] = value, row
-        else:
-            found.cells.setdefault(key, (math.nan, row))
-    found.kinds = list(kinds)
+        if (known := largest.get(key)) is None:
+            known = largest[key] = -math.inf, row
+        value = read(row)
+        # Of thousands of rows in a cell few are larger than all before: only they are looked at.
+        if isinstance(value, int | float) and value > known[0] and _number(value) is not None:
+            largest[key] = float(value), row
+    found.cells = {
+        key: (math.nan if value == -math.inf else value, row)
+        for key, (value, row) in largest.items()
+    }
+    found.kinds = list(dict.fromkeys(kind for _, kind in found.cells))
     found.blocks = sorted({block for block, _ in found.cells})
     values = [v for v, _ in found.cells.values() if v == v]
     found.largest = max(values, default=0.0)

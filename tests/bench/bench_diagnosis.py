@@ -7,12 +7,14 @@ Run alone: ``python -m pytest tests/bench/bench_diagnosis.py -s``.
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import statistics
 import time
 from typing import Any
 
 from engine import protocol as p
+from qtui.app import COLLECTED_AFTER
 from qtui.screens.diagnosis.screen import Diagnosis
 from tests.bench.pretend import layer_names, triaged
 from tests.qtui import replay as r
@@ -87,6 +89,7 @@ async def until_painted(d: Driver, key: str) -> float:
 
 
 async def test_keys_of_the_diagnosis() -> None:
+    gc.set_threshold(*COLLECTED_AFTER)
     layers = layer_names(LAYERS)
     async with driving(*r.opening(layers), size=(120, 40)) as d:
         await d.give(*triaged(layers), *estimated(layers))

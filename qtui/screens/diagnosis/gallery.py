@@ -54,9 +54,12 @@ class GalleryView:
 
     def open(self, session: Session, kind: str, row: int | None) -> None:
         """Show a kind, with the cursor on a layer."""
-        self._found = gallery_of(session, kind)
-        self._at = self._found.rows.index(row) if row in self._found.rows else 0
-        self._top, self.on = 0, bool(self._found.rows)
+        self._show(gallery_of(session, kind), row)
+
+    def _show(self, gallery: Gallery, row: int | None) -> None:
+        self._found = gallery
+        self._at = gallery.rows.index(row) if row in gallery.rows else 0
+        self._top, self.on = 0, bool(gallery.rows)
 
     def close(self) -> None:
         """Show the map again."""
@@ -67,8 +70,9 @@ class GalleryView:
         kinds = list(dict.fromkeys(session.layers.kinds))
         block = session.layers.blocks[self.row]
         kind = kinds[(kinds.index(self.kind) + 1) % len(kinds)]
-        rows = gallery_of(session, kind).rows
-        self.open(session, kind, next((r for r in rows if session.layers.blocks[r] == block), None))
+        found = gallery_of(session, kind)
+        alike = (row for row in found.rows if session.layers.blocks[row] == block)
+        self._show(found, next(alike, None))
 
     def move(self, down: int, right: int) -> None:
         """Move the cursor by lines and histograms."""

@@ -159,7 +159,12 @@ def fit_columns(width: int, session: Session, digits: int, sorted_by: str = "kl"
 def longest_held(session: Session) -> int:
     """Cells of the longest format that a layer holds, with the mark of a changed one."""
     layers = session.layers
-    pairs = set(zip(layers.holds, layers.dtypes, strict=True))
+    dtypes = set(layers.dtypes)
+    pairs: set[tuple[str, str]]
+    if len(dtypes) > 1:
+        pairs = set(zip(layers.holds, layers.dtypes, strict=True))
+    else:  # as in most checkpoints: an answer to every toggle, so without a pair for every layer
+        pairs = {(held, dtype) for held in set(layers.holds) for dtype in dtypes}
     shown = {own_format(dtype) if held == kept_format(dtype) else held for held, dtype in pairs}
     return 1 + max(map(cell_len, shown), default=0)
 
