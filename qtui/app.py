@@ -45,7 +45,7 @@ CONFIRM_SECONDS = 4.0
 """A second ``ctrl+c`` within this many seconds quits."""
 CONFIRM_STOP_SECONDS = 10.0
 """A second ``Q`` within this many seconds stops an engine that others use."""
-COLLECTED_AFTER = (20_000, 20, 100)
+GC_THRESHOLDS = (20_000, 20, 100)
 """`gc.set_threshold`: tables of many rows live as long as the session, with no garbage in them."""
 
 
@@ -416,7 +416,7 @@ def run(
         if started is not None and not app.left_working:
             started.terminate()
 
-    gc.set_threshold(*COLLECTED_AFTER)
+    gc.set_threshold(*GC_THRESHOLDS)
     end_on_signals(app.leave, give_up, STOP_SECONDS + 1.0)
     app.run(mouse=appearance.mouse)
     if app.left_working:

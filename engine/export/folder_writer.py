@@ -151,7 +151,7 @@ class FolderCheck(Protocol):
     """Reads a folder before it counts as written."""
 
     def close(self) -> None:
-        """Let go of what it holds; it is asked no more."""
+        """Free what it holds; nothing is checked after this."""
         ...
 
     def planned(self, request: Request, plan: Plan, folder: Path) -> None:
@@ -188,8 +188,8 @@ class FolderCheck(Protocol):
 class FolderWriter:
     """The writer of a form of folder."""
 
-    def __init__(self, form: FolderForm, check: Callable[[], FolderCheck]) -> None:
-        self._form, self._check = form, check
+    def __init__(self, form: FolderForm, new_check: Callable[[], FolderCheck]) -> None:
+        self._form, self._new_check = form, new_check
 
     def check(self, request: Request) -> None:
         """See `Writer`."""
@@ -208,12 +208,12 @@ class FolderWriter:
             for file in copied_files(checkpoint.folder, follow_links=checkpoint.follow_links)
             if file.suffix == ".py"
         ]
-        with TemporaryDirectory(prefix="qtui-") as folder, closing(self._check()) as check:
+        with TemporaryDirectory(prefix="qtui-") as folder, closing(self._new_check()) as check:
             copy_files(checkpoint.folder, code, Path(folder))
             write_json(Path(folder) / "config.json", plan.config)
             check.planned(request, plan, Path(folder))
 
     def write(self, request: Request) -> Exported:
         """See `Writer`."""
-        with closing(self._check()) as check:
+        with closing(self._new_check()) as check:
             return write_folder(self._form, check, request)

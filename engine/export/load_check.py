@@ -12,23 +12,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from engine.errors import EngineError, InfeasibleError
 from engine.export.refusal import some_of
-from engine.export.shards import Slot
+from engine.workers import child
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from engine.export.shards import Slot
 
 TOKENS = 8
 WAIT = 0.1
@@ -86,22 +89,31 @@ def digest(weight: Tensor) -> str:
     return found.hexdigest()
 
 
+class _Running(NamedTuple):
+    """The other process."""
+
+    process: subprocess.Popen[bytes]
+    line: Connection
+    """Takes questions and gives answers; what libraries print is neither."""
+    said: IO[bytes]
+    """What it prints."""
+
+
 class Loader:
     """Plain transformers in a process of its own, which starts with the first question."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._complaints: IO[bytes] | None = None
+        self._running: _Running | None = None
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            with self._process:  # closes its pipes, and waits
-                self._process.kill()
-            self._process = None
-        if self._complaints is not None:
-            self._complaints.close()
-            self._complaints = None
+        if self._running is not None:
+            process, line, said = self._running
+            process.kill()
+            process.wait()
+            line.close()
+            said.close()
+            self._running = None
 
     def check_loads(
         self,
@@ -161,67 +173,54 @@ class Loader:
 
     def _asked(self, question: _Planned | _Question, go_on: Callable[[], None]) -> str:
         """The problem that the other process finds; empty if there is none."""
-        if self._process is None:
-            self._start()
-        assert self._process is not None
-        said = _exchanged(self._process, msgspec.json.encode(question) + b"\n", go_on)
+        if self._running is not None and self._running.process.poll() is not None:
+            self.close()  # it ended since the last question, which has nothing to do with this one
+        if self._running is None:
+            self._running = _start()
+        line, encoded = self._running.line, msgspec.json.encode(question)
         try:
-            return msgspec.json.decode(said, type=_Answer).problem
-        except msgspec.DecodeError:  # it ended instead
-            return self._last_words()
+            line.send_bytes(encoded)
+            while not line.poll(WAIT):
+                go_on()
+            return msgspec.json.decode(line.recv_bytes(), type=_Answer).problem
+        except (EOFError, ConnectionError):
+            why = _why_it_ended(self._running)
+            self.close()
+            return why
 
-    def _last_words(self) -> str:
-        """Why the process ended."""
-        assert self._process is not None
-        assert self._complaints is not None
-        code = self._process.wait()
-        self._complaints.seek(0)
-        lines = self._complaints.read().decode(errors="replace").strip().splitlines()
-        self.close()
-        if code < 0:  # what it said last has nothing to do with it
-            return f"the process that loads it was ended by {signal.Signals(-code).name}"
-        return lines[-1] if lines else f"exit code {code}"
 
-    def _start(self) -> None:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-P", "-m", "engine.export.load_check"]
-        self._complaints = TemporaryFile(prefix="qtui-")  # noqa: SIM115 - as long as the process
+def _start() -> _Running:
+    ours, theirs = socket.socketpair()
+    said: IO[bytes] = TemporaryFile(prefix="qtui-")  # noqa: SIM115 - as long as the process
+    with theirs:
         try:
-            self._process = subprocess.Popen(
-                command, env=environment, bufsize=0,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints,
+            process = child.started(
+                ["engine.export.load_check", str(theirs.fileno())],
+                theirs, said, {**os.environ, "HF_HUB_OFFLINE": "1"},
             )  # fmt: skip
         except OSError as error:
-            self.close()
+            ours.close()
+            said.close()
             raise EngineError(
-                f"the process that loads the export to check it does not start ({command[0]}: "
+                f"the process that loads the export to check it does not start ({sys.executable}: "
                 f"{error.strerror or error}); leave the check out with --no-check"
             ) from error
+    return _Running(process, Connection(ours.detach()), said)
 
 
-def _exchanged(
-    process: subprocess.Popen[bytes], question: bytes, go_on: Callable[[], None]
-) -> bytes:
-    """The line that a process answers a line with; what it said before it ended, if it has."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    os.set_blocking(process.stdin.fileno(), False)  # it reads once it has imported
-    left, said = memoryview(question), b""
-    while not said.endswith(b"\n"):
-        asking = [process.stdin] if left else []
-        answers, takes, _ = select.select([process.stdout], asking, [], WAIT)
-        if not answers and not takes:
-            go_on()
-        if answers:
-            if not (piece := os.read(process.stdout.fileno(), 1 << 16)):
-                break
-            said += piece
-        if takes:
-            try:
-                left = left[os.write(process.stdin.fileno(), left) :]
-            except BrokenPipeError:
-                left = left[:0]
-    return said
+def _why_it_ended(running: _Running) -> str:
+    """Why the process ended instead of answering."""
+    try:
+        code = running.process.wait(child.END_SECONDS)
+    except subprocess.TimeoutExpired:
+        return "the process that loads it hung up without an answer"
+    words = child.last_words(running.said)
+    if code >= 0:
+        return words.removeprefix(": ") or f"exit code {code}"
+    name = signal.strsignal(-code) or f"signal {-code}"
+    # Nothing is said before that one, which the system sends when memory runs out.
+    more = "" if -code == signal.SIGKILL else words
+    return f"the process that loads it was ended ({name}){more}"
 
 
 def problem_of_plan(question: _Planned) -> str:
@@ -325,16 +324,19 @@ def _read_expert(model: Any, name: str, expert: int) -> str:
 
 
 def main() -> None:
-    """Answer each question on standard input, a line each."""
-    out = os.dup(1)
-    os.dup2(2, 1)  # what libraries print is no answer
-    for line in sys.stdin.buffer:
-        question: _Planned | _Question = msgspec.json.decode(line, type=_Planned | _Question)
+    """Answer questions until nobody asks any more."""
+    line = Connection(int(sys.argv[1]))
+    while True:
+        try:
+            given = line.recv_bytes()
+        except EOFError:
+            return
+        question: _Planned | _Question = msgspec.json.decode(given, type=_Planned | _Question)
         if isinstance(question, _Planned):
             problem = problem_of_plan(question)
         else:
             problem = problem_of(question)
-        os.write(out, msgspec.json.encode(_Answer(problem)) + b"\n")
+        line.send_bytes(msgspec.json.encode(_Answer(problem)))
 
 
 if __name__ == "__main__":

@@ -11,10 +11,13 @@ import gc
 import random
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
 from engine import protocol as p
-from qtui.app import COLLECTED_AFTER
+from qtui.app import GC_THRESHOLDS
 from qtui.screens.diagnosis.screen import Diagnosis
 from tests.bench.pretend import layer_names, triaged
 from tests.qtui import replay as r
@@ -88,8 +91,17 @@ async def until_painted(d: Driver, key: str) -> float:
     return shown[-1] - begun if shown else 0.0
 
 
+@pytest.fixture
+def collected_as_in_the_interface() -> Iterator[None]:
+    """Collect garbage as often as the interface does."""
+    before = gc.get_threshold()
+    gc.set_threshold(*GC_THRESHOLDS)
+    yield
+    gc.set_threshold(*before)
+
+
+@pytest.mark.usefixtures("collected_as_in_the_interface")
 async def test_keys_of_the_diagnosis() -> None:
-    gc.set_threshold(*COLLECTED_AFTER)
     layers = layer_names(LAYERS)
     async with driving(*r.opening(layers), size=(120, 40)) as d:
         await d.give(*triaged(layers), *estimated(layers))

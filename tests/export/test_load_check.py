@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from engine.export.writer import Request
 from engine.formats.grammar import parse_format
 from engine.model.config import auto_class
 from engine.quant.quantize import dequantized
+from engine.workers import child
 from tests import tiny, wrappers
 
 LAYER = "model.layers.1.mlp.up_proj"
@@ -141,7 +143,7 @@ def test_a_model_that_sees_beside_its_language_is_loaded_whole(
 def test_a_process_that_does_not_start_is_not_a_folder_that_cannot_be_written(
     written: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load_check.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(child.sys, "executable", "/nowhere/python")
     with pytest.raises(EngineError, match=r"does not start \(/nowhere/python.*--no-check"):
         Loader().check_loads(written[0], {}, lambda: None)
 
@@ -159,27 +161,49 @@ def test_giving_up_ends_the_other_process(
     with closing(Loader()) as loader:
         with pytest.raises(GivenUp):
             loader.check_loads(written[0], {}, give_up)
-        process = loader._process
-        assert process is not None
+        assert loader._running is not None
+        process = loader._running.process
     assert process.returncode == -signal.SIGKILL
-    assert loader._process is None
+    assert loader._running is None
 
 
-def test_one_process_answers_every_question_and_another_one_if_it_ends(
-    written: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+def test_one_process_answers_every_question_however_long_it_is(
+    written: tuple[Path, str],
 ) -> None:
-    """What is asked may be longer than a pipe holds."""
     many = {f"no.such.layer.{i}": written[1] for i in range(4000)}
     with closing(Loader()) as loader:
         loader.check_loads(written[0], {LAYER: written[1]}, lambda: None)
-        first = loader._process
-        assert first is not None
+        assert loader._running is not None
+        first = loader._running.process
         with pytest.raises(NotLoadable, match="other weights than were measured"):
             loader.check_loads(written[0], many, lambda: None)
-        assert loader._process is first
-        first.kill()
-        with pytest.raises(NotLoadable, match="was ended by SIGKILL"):
-            loader.check_loads(written[0], {LAYER: written[1]}, lambda: None)
-        monkeypatch.setattr(load_check.sys, "executable", "/bin/false")
-        with pytest.raises(NotLoadable, match="exit code 1"):
-            loader.check_loads(written[0], many, lambda: None)
+        assert loader._running.process is first
+        first.kill()  # between two questions: that is no fault of the export
+        first.wait()
+        loader.check_loads(written[0], {LAYER: written[1]}, lambda: None)
+        assert loader._running.process is not first
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", r"was ended \(Killed\); nothing is left"),
+        ("print('what()'); import os; os.abort()", r"was ended \(Aborted\): what\(\)"),
+        ("import os; os.kill(os.getpid(), 40)", r"was ended \(Real-time signal 6\)"),
+        ("raise ImportError('no such library')", "ImportError: no such library"),
+        ("import sys; sys.exit(3)", "exit code 3"),
+        ("print('{}')\nwhile True: input()", "EOFError"),
+    ],
+)
+def test_a_process_that_ends_instead_of_answering_says_why(
+    program: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it prints is no answer, and it has no input to read."""
+    python = tmp_path / "python"
+    script = tmp_path / "script.py"
+    script.write_text(program)
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} -u {script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(child.sys, "executable", str(python))
+    with closing(Loader()) as loader, pytest.raises(NotLoadable, match=why):
+        loader.check_loads(tmp_path, {}, lambda: None)

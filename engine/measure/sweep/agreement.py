@@ -22,7 +22,7 @@ Values = NDArray[np.float64]
 
 
 def spearman(one: Values, other: Values) -> float:
-    """Rank correlation: Pearson's of the ranks, ties sharing their mean rank; nan if all tie."""
+    """Rank correlation of finite values: Pearson's of the ranks, ties sharing a mean; else nan."""
     # SciPy's spearmanr divides a covariance matrix twice, and is off in the last digit. These sums
     # of products of ranks are exact, so that a saved figure does not depend on how it was summed.
     a, b = _ranks(one), _ranks(other)
@@ -32,7 +32,7 @@ def spearman(one: Values, other: Values) -> float:
 
 
 def _ranks(values: Values) -> Values:
-    """Ranks from 1, ties sharing their mean: as `scipy.stats`, slow to import, has them."""
+    """Ranks of finite values from 1, ties sharing their mean: `scipy.stats` is slow to import."""
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks: Values = (counts.cumsum() - (counts - 1) / 2)[places]
     return ranks

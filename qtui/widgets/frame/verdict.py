@@ -27,9 +27,13 @@ NONE_YET = "no verdict before all layers are estimated"
 
 
 def _guarded(session: Session, format: str, serving: Serving | None) -> Steps[Verdict | None]:
-    """The steps of a verdict, which end when the layers are listed anew: rows are others then."""
-    layers, steps = session.layers, verdict_in_steps(session, format, serving)
-    while layers is session.layers:
+    """The steps of a verdict, which end when the layers are listed anew or the baseline changes.
+
+    Rows are others then, or effects those of another protocol.
+    """
+    layers, baseline = session.layers, session.baseline
+    steps = verdict_in_steps(session, format, serving)
+    while layers is session.layers and baseline is session.baseline:
         try:
             next(steps)
         except StopIteration as end:

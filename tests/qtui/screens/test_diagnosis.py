@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from engine import protocol as p
@@ -181,6 +185,23 @@ def test_a_cell_has_the_largest_of_its_layers_and_shades_follow_the_logarithm() 
         place = found.place(session, session.index[name])
         assert place is not None
         assert found.layer(place) == session.index[name]
+
+
+def test_a_cell_whose_first_layer_is_not_known_has_the_largest_of_the_others() -> None:
+    session = clean()
+    layers = session.layers
+    for own in (layers.blocks, layers.kinds, layers.roles):
+        own[1:5] = own[1:2] * 4
+    for known, expected in (
+        ([None, 5.0, math.nan, 7], (7.0, 4)),
+        ([math.inf, -2.0, True, "?"], (-2.0, 2)),
+        ([None] * 4, (math.nan, 1)),
+    ):
+        values = [None, *known, *[None] * len(layers.names)]
+        read = SimpleNamespace(bind=lambda _context, values=values: values.__getitem__)
+        shown: Any = SimpleNamespace(read=read)
+        cells = map_of(Context(session, p.EffectKey("degrade", F)), shown).cells
+        assert repr(cells[layers.blocks[1], layers.kinds[1]]) == repr(expected)
 
 
 def test_shades_tell_values_of_one_size_apart() -> None:

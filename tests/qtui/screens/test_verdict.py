@@ -7,7 +7,9 @@ from msgspec.structs import replace
 
 from engine import protocol as p
 from engine.diagnosis.verdict import verdict
+from engine.session import Layers
 from qtui.widgets.frame import verdict as widget
+from tests.diagnosis.test_findings import F, clean
 from tests.plan.test_proposal import LAYERS, known
 from tests.qtui import replay as r
 from tests.qtui.driving import driving
@@ -139,3 +141,18 @@ async def test_without_a_mix_the_verdict_is_not_reached() -> None:
         await d.pilot.click(d.app.screens.workbench.verdict)
         await d.settled()
         assert "once all layers are estimated" in d.screen()
+
+
+@pytest.mark.parametrize("changed", ["baseline", "layers"])
+def test_it_ends_when_what_it_judges_changes_between_two_steps(changed: str) -> None:
+    steps = list(widget._guarded(clean(), F, None))
+    assert len(steps) > 5
+    for at in range(len(steps)):
+        session = clean()
+        judging = widget._guarded(session, F, None)
+        for _ in range(at + 1):
+            next(judging)
+        setattr(session, changed, None if changed == "baseline" else Layers())
+        with pytest.raises(StopIteration) as end:
+            next(judging)
+        assert end.value.value is None
