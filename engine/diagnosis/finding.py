@@ -15,7 +15,7 @@ from engine.diagnosis.fixes import best_fix, layer_fixes
 from engine.diagnosis.serving import Serving, by_kernels
 from engine.diagnosis.thresholds import Thresholds
 from engine.formats.storage import can_hold
-from engine.session import KnownEffects, Session
+from engine.session import KnownEffects, Session, uniform_recipe
 from engine.session.artefact import OUTSIDE
 
 Severity: TypeAlias = Literal["alert", "warning", "note", "info"]
@@ -141,13 +141,7 @@ class Looked:
     @cached_property
     def whole(self) -> bool:
         """Whether the effects of all layers of the body that can hold the format are known."""
-        layers = self.session.layers
-        held = {shape: can_hold(self.format, shape) for shape in set(layers.shapes)}
-        holding = sum(
-            role not in OUTSIDE and held[shape]
-            for role, shape in zip(layers.roles, layers.shapes, strict=True)
-        )
-        return 0 < holding == len(self.body)
+        return 0 < len(uniform_recipe(self.session, self.format)) == len(self.body)
 
     @cached_property
     def damage(self) -> float:

@@ -108,7 +108,6 @@ def verdict_in_steps(
     uniform = yield from uniform_in_steps(session, format)
     kl_of: dict[str, float] = {}
     dnll = 0.0
-    yield
     for place, name in enumerate(uniform):
         if not place % ROWS:
             yield
